@@ -1,0 +1,7 @@
+"""python -m dreamquant.cli"""
+
+import sys
+
+from dreamquant.cli import main
+
+sys.exit(main())

@@ -1,0 +1,103 @@
+"""Grids of jobs: one JSON file each, written by the program, skipped when it exists."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dreamquant.choose import load_file
+from dreamquant.folder import InUse, read_json, write_json
+from dreamquant.job import Job, quantize_job
+from dreamquant.progress import progress_on
+from dreamquant.report.page import percent
+
+
+def jobs_of(grid: str) -> list[Job]:
+    """The jobs that FILE.py:function returns; the function is `grid` where none is named."""
+    file, _, function = grid.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"no file {path}; a grid is FILE.py or FILE.py:function")
+    make = getattr(load_file(path), function or "grid", None)
+    if not callable(make):
+        raise ValueError(f"{path} has no function {function or 'grid'!r} that returns a list of jobs")
+    jobs = list(make())
+    if not jobs or not all(isinstance(job, Job) for job in jobs):
+        raise ValueError(f"{grid} must return a list of dreamquant.job.Job, one at least")
+    return jobs
+
+
+def file_name(job: Job) -> str:
+    """A name that tells jobs apart: the readable choices, and a hash of the rest where it is not usual."""
+    usual = asdict(Job(job.model, job.recipe, job.bits, job.ends, job.effort, job.seed))
+    rest = {key: value for key, value in asdict(job).items() if value != usual[key] and key != "device"}
+    mark = f"-{hashlib.sha256(repr(rest).encode()).hexdigest()[:6]}" if rest else ""
+    return f"{job.folder().name}-{job.effort}-seed{job.seed}{mark}.json"
+
+
+def run_grid(grid: str, out: Path) -> None:
+    """Run the jobs of `grid` one after the other into `out`; ValueError at the end when some failed.
+
+    Several processes may share a grid and its folder: each leaves out what another one is at.
+    """
+    jobs = jobs_of(grid)
+    out.mkdir(parents=True, exist_ok=True)
+    console, failed = Console(stderr=True), 0
+    with progress_on(console) as progress:
+        for number, job in enumerate(jobs, start=1):
+            path = out / file_name(job)
+            if path.exists():
+                continue
+            console.print(f"{number} of {len(jobs)}: {path.stem}", highlight=False, markup=False)
+            folder = out / ".work" / path.stem
+            try:
+                result, _ = quantize_job(job, folder, progress, images_cache=out / ".images")
+            except InUse:
+                continue
+            except (ValueError, FloatingPointError) as error:
+                failed += 1
+                console.print(f"error: {path.stem}: {error}", highlight=False, markup=False, soft_wrap=True)
+                continue
+            write_json(path, record(job, result))
+            shutil.rmtree(folder, ignore_errors=True)
+    Console().print(table([read_json(path) for job in jobs if (path := out / file_name(job)).exists()]))
+    if failed:
+        raise ValueError(f"{failed} of {len(jobs)} jobs failed; the others are in {out}, and the same command tries again")
+
+
+def record(job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    """What is published of one job: its result, settings, commit and hardware; file names, but not where they lay on this machine."""
+    settings = asdict(job)
+    for key in ("eval", "weights", "images"):
+        settings[key] = settings[key] and Path(settings[key]).name
+    return {**result, "eval": settings["eval"], "job": settings, "commit": commit(), "cores": os.cpu_count()}
+
+
+def commit() -> str | None:
+    """The commit of the source that runs, with a + where files differ from it; None outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def table(results: Sequence[dict[str, Any]]) -> Table:
+    """One row a job."""
+    found = Table("model", "recipe", "bits", "ends", "seed", "float", "quantized", "deployed", "kept", "agreement", "seconds", box=None)
+    for result in results:
+        shares = [(result[key] or {}).get("top1") for key in ("fp", "quantized", "deployed")] + [result["kept"], result["agreement"]]
+        ends = "as all" if result["ends"] is None else str(result["ends"])
+        words = [result["model"], result["recipe"], result["bits"], ends, str(result["seed"])]
+        found.add_row(*map(escape, words), *map(percent, shares), f"{result['seconds']['total']:.0f}")
+    return found

@@ -1,0 +1,180 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="dreamquant",
+    help="Quantize PyTorch vision networks without any data.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="zoo:NAME, torchvision:NAME, timm:NAME, hf:REPO or file.py:factory")]
+Weights = Annotated[str | None, typer.Option(metavar="FILE", help="safetensors or a state dict; no code in it is run")]
+Shape = Annotated[str | None, typer.Option(metavar="C,H,W", help="input shape, as 3,32,32")]
+Mean = Annotated[str | None, typer.Option(metavar="A,B,C", help="channel means; the network takes (x/255 - mean) / std")]
+Std = Annotated[str | None, typer.Option(metavar="A,B,C", help="channel deviations")]
+Classes = Annotated[int | None, typer.Option(metavar="N", help="number of classes to build the network with")]
+Data = Annotated[str | None, typer.Option("--eval", metavar="DATA", help="labelled images: folder, tar or npz; read by evaluation alone")]
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """`0.5,0.5,0.5` as numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} {text!r}: write numbers with commas between them, as 0.5,0.5,0.5") from None
+
+
+def chw(text: str | None) -> tuple[int, int, int] | None:
+    """`3,32,32` as a shape."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"--shape {text!r}: write channels, height and width, as 3,32,32")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+@app.command()
+def quantize(
+    model: ModelName,
+    weights: Weights = None,
+    shape: Shape = None,
+    mean: Mean = None,
+    std: Std = None,
+    classes: Classes = None,
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="a recipe, file.py:function or modifier:NAME")] = "dream",
+    bits: Annotated[str, typer.Option(metavar="wXaY", help="bits of weights and activations, as w4a4 or w8a8; a32 is float")] = "w4a4",
+    ends: Annotated[int | None, typer.Option(metavar="BITS", help="other bits for the first and last layer, as 8")] = None,
+    effort: Annotated[Literal["fast", "paper"], typer.Option(help="our settings, or the published ones")] = "fast",
+    data: Data = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the result [default: dreamquant-out/...]")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="same seed, same machine, same result")] = 0,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:NUMBER")] = "auto",
+    images: Annotated[str | None, typer.Option(metavar="DIR", help="images dreamed before, instead of dreaming")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", metavar="PART.FIELD=VALUE", help="change one field of the recipe")] = None,
+) -> None:
+    """Quantize MODEL without data; fills a folder with the model, its images, result.json and report.html."""
+    from dreamquant.cli import show
+    from dreamquant.job import Job, quantize_job
+    from dreamquant.progress import progress_on
+
+    job = Job(
+        model, recipe, bits, ends, effort, seed, data, weights, chw(shape), numbers(mean, "--mean"), numbers(std, "--std"), classes,
+        images, tuple(setting or ()), device,
+    )  # fmt: skip
+    folder = out or job.folder()
+    with progress_on(Console(stderr=True)) as progress:
+        result, before = quantize_job(job, folder, progress, "dreamquant " + shlex.join(sys.argv[1:]))
+    if before:
+        Console(stderr=True).print(f"{folder} holds the finished result of this command", highlight=False)
+    show.result(result, folder)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="folder of a result, or a network as in `quantize`")],
+    data: Annotated[str, typer.Option("--eval", metavar="DATA", help="labelled images: folder, tar or npz")],
+    weights: Weights = None,
+    shape: Shape = None,
+    mean: Mean = None,
+    std: Std = None,
+    classes: Classes = None,
+) -> None:
+    """Accuracy of a result, or of a float network, on labelled images."""
+    from dreamquant.cli import show
+    from dreamquant.evaluate import LabelledImages
+    from dreamquant.evaluate import evaluate as scores_of
+    from dreamquant.job import Job, float_model_of, measured
+    from dreamquant.quant.quantized import QuantizedModel
+
+    images = LabelledImages.open(data)
+    if Path(model).is_dir():
+        quantized = QuantizedModel.load(result_file(Path(model)))
+        show.scores(measured(float_model_of(Path(model)), quantized, images))
+        return
+    job = Job(model, weights=weights, shape=chw(shape), mean=numbers(mean, "--mean"), std=numbers(std, "--std"), classes=classes)
+    scores = scores_of(job.load(), images)
+    show.scores({"fp": {"top1": scores.top1}, "quantized": None, "unreadable": list(scores.unreadable)})
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a result")],
+    to: Annotated[Literal["onnx"], typer.Option(help="format")] = "onnx",
+    check: Annotated[bool, typer.Option("--check", help="run the file in ONNX Runtime on the dreamed images and compare")] = False,
+) -> None:
+    """Write DIR/model.onnx, which stock ONNX Runtime runs with its integer kernels."""
+    from dreamquant.cli import show
+    from dreamquant.export import onnx
+    from dreamquant.quant.quantized import QuantizedModel
+
+    quantized = QuantizedModel.load(result_file(folder))
+    show.exported(onnx.export(quantized, folder / "model.onnx"), folder / "model.onnx")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a result")]) -> None:
+    """Write DIR/report.html again from what is in the folder."""
+    from dreamquant.report import write_report
+
+    result_file(folder)
+    Console().print(str(write_report(folder)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="show one in full")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="the table of the README")] = False,
+) -> None:
+    """The methods that --recipe takes, or all that one of them says of itself."""
+    from dreamquant.cli import show
+
+    if name is not None:
+        show.recipe(name)
+    elif markdown:
+        typer.echo(show.markdown())
+    else:
+        show.recipes()
+
+
+@app.command()
+def bench(
+    grid: Annotated[str, typer.Argument(metavar="FILE.py[:function]", help="a function that returns a list of dreamquant.job.Job")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="one JSON file a job; those that exist are skipped")],
+) -> None:
+    """Run every job of a grid; a killed grid goes on where it stood."""
+    from dreamquant.cli.bench import run_grid
+
+    run_grid(grid, out)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder of the result")] = Path("dreamquant-out/demo"),
+) -> None:
+    """Quantize a network that ships in the package and test it on real handwritten digits; two minutes."""
+    from dreamquant.cli.demo import run_demo
+
+    run_demo(out)
+
+
+def result_file(folder: Path) -> Path:
+    """The quantized model in the folder of a result; ValueError when there is none."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not the folder of a result: there is no {path.name}; `dreamquant quantize --out {folder}` makes one")
+    return path

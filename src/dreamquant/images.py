@@ -1,0 +1,100 @@
+"""Images: what a network imagines. Batches are a pure function of their number, so a loop over them has nothing to save."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Dreamed images as the network takes them, (N, C, H, W), with labels (N,) or shares of classes (N, K)."""
+
+    pixels: Tensor
+    labels: Tensor
+    facts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> Tensor:
+        """The class of each image, (N,)."""
+        return self.labels if self.labels.ndim == 1 else self.labels.argmax(1)
+
+    @property
+    def digest(self) -> str:
+        """A hash of pixels and labels."""
+        value = hashlib.sha256(self.pixels.detach().cpu().contiguous().numpy().tobytes())
+        value.update(self.labels.cpu().contiguous().numpy().tobytes())
+        return value.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: Tensor | slice) -> Images:
+        return Images(self.pixels[index], self.labels[index], {k: v[index] for k, v in self.facts.items()})
+
+    def batch(self, number: int, size: int, seed: int = 0) -> Images:
+        """Batch `number` of an endless stream of reshuffled passes: nothing is dropped, every batch is full."""
+        n, first, last = len(self), number * size, number * size + size - 1
+        turns = range(first // n, last // n + 1)
+        orders = [torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + turn)) for turn in turns]
+        return self[torch.cat(orders)[first % n : first % n + size].to(self.pixels.device)]
+
+    def to(self, device: str | torch.device) -> Images:
+        """The same images on a device."""
+        return Images(self.pixels.to(device), self.labels.to(device), {k: v.to(device) for k, v in self.facts.items()})
+
+    def save(self, folder: str | Path, note: Mapping[str, Any] | None = None) -> Path:
+        """Write `folder/images.safetensors` atomically, with `note` (how they were made) beside the tensors."""
+        file = Path(folder) / "images.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"pixels": self.pixels, "labels": self.labels, **{f"facts.{k}": v for k, v in self.facts.items()}}
+        part = file.with_suffix(f".{os.getpid()}.part")
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, {"note": json.dumps(dict(note or {}))})
+        os.replace(part, file)
+        return file
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Images:
+        """Read what `save` wrote; `folder` may also be the file itself. Raises ValueError where there are no images."""
+        file = Path(folder)
+        file = file / "images.safetensors" if file.is_dir() else file
+        if not file.exists():
+            raise ValueError(f"{file}: no dreamed images there; give the folder that holds images.safetensors")
+        with safe_open(file, "pt") as f:
+            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        facts = {key.removeprefix("facts."): value for key, value in tensors.items() if key.startswith("facts.")}
+        return cls(tensors["pixels"], tensors["labels"], facts)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pixels": self.pixels, "labels": self.labels, "facts": dict(self.facts)}
+
+
+class ImageBuffer:
+    """Images finished so far: live, saved by the loop that fills it."""
+
+    def __init__(self) -> None:
+        self.parts: list[Images] = []
+
+    def add(self, images: Images) -> None:
+        self.parts.append(images)
+
+    def all(self) -> Images:
+        """Everything added so far, in order."""
+        facts = {key: torch.cat([p.facts[key] for p in self.parts]) for key in self.parts[0].facts}
+        return Images(torch.cat([p.pixels for p in self.parts]), torch.cat([p.labels for p in self.parts]), facts)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(number): part.state_dict() for number, part in enumerate(self.parts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.parts = [Images(**state[str(number)]) for number in range(len(state))]

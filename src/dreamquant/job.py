@@ -1,0 +1,231 @@
+"""One quantization job: a model, a recipe and a folder that is filled, resumed after a kill, and never overwritten."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dreamquant.choose import chosen
+from dreamquant.evaluate import LabelledImages, evaluate
+from dreamquant.folder import JOB, belongs, claimed, read_json, replacing, write_json
+from dreamquant.images import Images
+from dreamquant.intake import load_model
+from dreamquant.model import Model
+from dreamquant.quant.quantized import QuantizedModel
+from dreamquant.recipe import Recipe
+from dreamquant.report import write_report
+from dreamquant.report.layers import layer_rows
+from dreamquant.report.pictures import sheet
+from dreamquant.run import Run
+
+if TYPE_CHECKING:
+    from dreamquant.run import Progress
+
+PREVIEW, MEASURED = 64, 64  # dreamed images on the sheet, and those that the layers' noise is measured on
+LIBRARIES = ("dreamquant", "torch", "numpy", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `dreamquant quantize` is asked for. `eval` and `device` do not change which job it is."""
+
+    model: str
+    recipe: str = "dream"
+    bits: str = "w4a4"
+    ends: int | None = None
+    effort: str = "fast"
+    seed: int = 0
+    eval: str | None = None
+    weights: str | None = None
+    shape: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    classes: int | None = None
+    images: str | None = None
+    set: tuple[str, ...] = ()
+    device: str = "auto"
+
+    def folder(self) -> Path:
+        """Where the result goes when no folder is named."""
+        words = [Path(self.model.rsplit("/", 1)[-1]).stem if ".py:" in self.model else self.model, self.recipe, self.bits]
+        words += [f"ends{self.ends}"] if self.ends is not None else []
+        return Path("dreamquant-out") / "-".join("".join(c if c.isalnum() or c in "._-" else "_" for c in word) for word in words)
+
+    def load(self) -> Model:
+        """The network that the job names."""
+        return load_model(self.model, weights=self.weights, shape=self.shape, mean=self.mean, std=self.std, classes=self.classes)
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """Images dreamed before, in the place of a synthesis; `digest` makes a change of the file another recipe."""
+
+    folder: str
+    digest: str
+
+    def __call__(self, model: Model, run: Run) -> Images:
+        images = Images.load(self.folder)
+        shape = tuple(images.pixels.shape[1:])
+        if shape != model.shape:
+            raise ValueError(f"the images of {self.folder} have the shape {shape}; {model.name} takes {model.shape}")
+        return images.to(model.device)
+
+
+def device_of(name: str) -> str:
+    """The device that --device names; ValueError for one that this machine has not."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
+        raise ValueError(f"--device {name!r}: choose auto, cpu, cuda or cuda:NUMBER")
+    if kind == "cuda" and (not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; choose auto or cpu")
+    return name
+
+
+def recipe_of_job(job: Job) -> Recipe:
+    """The recipe that the job names, its settings applied and its synthesis replaced where images are given."""
+    recipe = chosen(job.recipe, job.bits, job.effort, job.ends, job.set)
+    if job.images is not None:
+        recipe = replace(recipe, synthesis=GivenImages(job.images, Images.load(job.images).digest))
+    return recipe
+
+
+def quantize_job(
+    job: Job, folder: Path, progress: Progress | None = None, command: str = "", images_cache: Path | None = None
+) -> tuple[dict[str, Any], bool]:
+    """Do the job, or what is left of it, in `folder`; the contents of result.json and whether all was done before.
+
+    What is wrong with the request or with the evaluation data is a ValueError before the long work begins.
+    """
+    data = LabelledImages.open(job.eval) if job.eval else None
+    device = device_of(job.device)
+    recipe = recipe_of_job(job)
+    model = job.load()
+    fingerprint = {"model": model.name, "weights": model.digest(), "recipe": repr(recipe), "seed": job.seed}
+    with claimed(folder):
+        belongs(folder, fingerprint, asdict(job))
+        if (folder / "result.json").exists():
+            result = read_json(folder / "result.json")
+            if job.eval is None or result["eval"] == job.eval:
+                return result, True
+        if not (folder / "report.json").exists():
+            run = Run(job.seed, folder=folder / ".work", device=device, progress=progress, images_cache=images_cache)
+            _quantize(model, recipe, run, folder, command)
+        result = _measured(job, model, recipe, data, folder)
+        write_json(folder / "result.json", result)
+        write_report(folder)
+        shutil.rmtree(folder / ".work", ignore_errors=True)
+    return result, False
+
+
+def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str) -> None:
+    """Run the recipe; leaves model.safetensors, images/ and, last, report.json, which says that all of it is there."""
+    model.to(run.device)
+    images = recipe.dream(model, run)
+    quantized = recipe.quantize(model, images, run)
+    with replacing(folder / "model.safetensors") as temporary:
+        quantized.save(temporary)
+    if len(images):
+        images.save(folder / "images")
+        with replacing(folder / "images" / "preview.png") as temporary:
+            sheet(model.pixels(images.pixels), images.classes, temporary, PREVIEW)
+    details = {
+        "command": command,
+        "device": device_words(run.device),
+        "seconds": dict(run.seconds),
+        "notes": list(run.notes),
+        "curves": run.curves,
+        "placement": getattr(recipe.scheme, "placement", ""),
+        "images": {"count": len(images), "digest": images.digest if len(images) else None},
+        "left_in_float": dict(model.left_in_float),
+        **layer_rows(model, quantized, images.pixels[:MEASURED]),
+    }
+    write_json(folder / "report.json", details)
+
+
+def _measured(job: Job, model: Model, recipe: Recipe, data: LabelledImages | None, folder: Path) -> dict[str, Any]:
+    """The contents of result.json: the frozen model of `folder` measured on `data`, where there is any."""
+    details = read_json(folder / "report.json")
+    quantized = QuantizedModel.load(folder / "model.safetensors")
+    begun = time.monotonic()
+    scores = measured(model, quantized, data)
+    seconds = {**details["seconds"], "evaluate": time.monotonic() - begun} if data is not None else dict(details["seconds"])
+    return {
+        "model": job.model,
+        "recipe": recipe.name,
+        "bits": job.bits,
+        "ends": job.ends,
+        "effort": job.effort,
+        "seed": job.seed,
+        "device": details["device"],
+        "seconds": {**seconds, "total": sum(seconds.values())},
+        "size_bytes": {"fp32": float_bytes(model), "quantized": (folder / "model.safetensors").stat().st_size},
+        **scores,
+        "eval": job.eval,
+        "layers": len(details["layers"]),
+        "left_in_float": details["left_in_float"],
+        "notes": details["notes"],
+        "provenance": {**quantized.provenance, "versions": versions()},
+    }
+
+
+def measured(model: Model | None, quantized: QuantizedModel, data: LabelledImages | None) -> dict[str, Any]:
+    """Accuracy of the float model, the quantized one and its deployed form, in the keys of result.json."""
+    if data is None:
+        return {"fp": None, "quantized": None, "agreement": None, "kept": None, "deployed": None, "unreadable": []}
+    scores = evaluate(quantized, data, reference=model)
+    deployed = evaluate(quantized.deployed(), data, reference=quantized)
+    return {
+        "fp": None if scores.reference_top1 is None else {"top1": scores.reference_top1},
+        "quantized": {"top1": scores.top1},
+        "agreement": scores.agreement,
+        "kept": scores.kept,
+        "deployed": {"top1": deployed.top1, "agreement_with_simulation": deployed.agreement},
+        "unreadable": list(scores.unreadable),
+    }
+
+
+def float_model_of(folder: Path) -> Model | None:
+    """The float network that the result in `folder` was made from; None when it cannot be had here any more."""
+    if not (folder / JOB).exists():
+        return None
+    noted = read_json(folder / JOB)
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in noted["job"].items()}
+    try:
+        model = Job(**settings).load()
+    except (ValueError, OSError):
+        return None
+    return model if model.digest() == noted["fingerprint"]["weights"] else None
+
+
+def float_bytes(model: Model) -> int:
+    """The size of parameters and BatchNorm statistics in 32-bit floats."""
+    return sum(4 * tensor.numel() for tensor in model.net.state_dict().values() if tensor.is_floating_point())
+
+
+def device_words(device: torch.device | str) -> str:
+    """The device in words that mean something on another machine."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def versions() -> Mapping[str, str]:
+    """The versions of what computed the result."""
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:  # run from a checkout that was not installed
+            found[library] = "not installed"
+    return found

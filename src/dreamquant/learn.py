@@ -1,0 +1,76 @@
+"""Learn: how a student learns from one batch, by any loss on the pair of teacher and student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from dreamquant.images import Images
+from dreamquant.losses.algebra import Loss, Objective
+from dreamquant.model import Model
+from dreamquant.optimizers import Optimizer, pace
+from dreamquant.quant.quantizer import Acting, PassAll
+from dreamquant.quant.student import Student
+from dreamquant.synthesis.transforms import Transform, applied
+from dreamquant.trace import Pair, Watch, pair
+
+
+@dataclass(frozen=True)
+class Learn:
+    """A loss, an optimizer, what is done to the pixels, and how quantizers pass gradients.
+
+    `steps_lr`: the rate of learned grids as a share of the weights' rate. Grids of activations and of weights are
+    learned where their rule says so.
+    """
+
+    loss: Loss[Pair]
+    optimizer: Optimizer
+    transforms: tuple[Transform, ...] = ()
+    activations: Acting = PassAll()
+    weights: Acting | None = None
+    steps_lr: float = 1.0
+
+    def on(self, student: Student, teacher: Model) -> Learner:
+        """The live form; make it inside `student.training(...)`, which decides what is trainable."""
+        return Learner(self, student, teacher)
+
+
+class Learner:
+    """Stateful: the student's network, its optimizer, and the memories of the loss."""
+
+    def __init__(self, learn: Learn, student: Student, teacher: Model) -> None:
+        self.learn, self.net = learn, student.net
+        self.objective = Objective(learn.loss, teacher)
+        grids = {id(q.scale) for q in [*student.activation_quantizers().values(), *(m.quantizer for m in student.layers().values())]}
+        mine = [p for p in student.net.parameters() if p.requires_grad]
+        self.mine = [p for p in mine if id(p) not in grids] + [p for p in mine if id(p) in grids]
+        self.optimizer = learn.optimizer.on([{"params": [p for p in mine if id(p) not in grids]}])
+        if steps := [p for p in mine if id(p) in grids]:
+            rate = self.optimizer.param_groups[0]["lr"] * learn.steps_lr
+            self.optimizer.add_param_group({"params": steps, "lr": rate, "weight_decay": 0.0})
+        self.teacher = Watch(teacher, self.objective.needs)
+        self.student = Watch(teacher, self.objective.needs - {"bn"}, student.net)
+
+    def step(self, images: Images, done: float) -> None:
+        """One update on one batch; `done` is the share of the loop before it."""
+        pixels = applied(self.learn.transforms, images.pixels)
+        harder = "pixels" in self.objective.needs  # a term climbs from these pixels: they need gradients, through the teacher too
+        images = replace(images, pixels=pixels.detach().requires_grad_(harder))
+        with torch.set_grad_enabled(harder):
+            seen = self.teacher(images)
+        loss = self.objective(pair(seen, self.student(images)))
+        self.optimizer.zero_grad()
+        loss.backward(inputs=self.mine)
+        pace(self.optimizer, self.learn.optimizer, done)
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = {"optimizer": self.optimizer, "objective": self.objective, "student": self.net}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.objective.load_state_dict(state["objective"])

@@ -1,0 +1,117 @@
+"""What makes a dreamed image good: losses on what the teacher did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dreamquant.losses.algebra import Loss
+from dreamquant.trace import Trace
+
+BN = frozenset({"bn"})
+
+
+def mean_of(terms: list[Tensor]) -> Tensor:
+    """The mean of scalars."""
+    return sum(terms[1:], terms[0]) / len(terms)
+
+
+@dataclass(frozen=True)
+class BatchNormDeviation(Loss[Trace]):
+    """BatchNorm statistics in units of the network's own deviations (ours): mean(z)^2 + (std(z) - 1)^2, z = (x - mu) / sigma.
+
+    Mean over channels and layers; the same for inputs and layers of any scale, so there is nothing to tune.
+    """
+
+    needs: ClassVar[frozenset[str]] = BN
+
+    def __call__(self, seen: Trace) -> Tensor:
+        both = (moments.batch() for moments in seen.moments.values())
+        return mean_of([mean.square().mean() + ((var + 1e-8).sqrt() - 1).square().mean() for mean, var in both])
+
+
+@dataclass(frozen=True)
+class BatchNormMatch(Loss[Trace]):
+    """BNS-B (GDFQ, IntraQ, HAST, SynQ code): batch means and *variances*, mean over channels, mean over layers."""
+
+    needs: ClassVar[frozenset[str]] = BN
+
+    def __call__(self, seen: Trace) -> Tensor:
+        terms = []
+        for m in seen.moments.values():
+            mean, var = m.batch()  # in units of sigma: muhat - mu = sigma * mean, vhat - v = sigma^2 * (var - 1)
+            terms.append((m.sigma * mean).square().mean() + (m.sigma.square() * (var - 1)).square().mean())
+        return mean_of(terms)
+
+
+@dataclass(frozen=True)
+class BatchNormPerImage(Loss[Trace]):
+    """BNS-A (ZeroQ): each image's own means and deviations, sums over channels and layers, mean over images.
+
+    The deviation is the unbiased spatial one with 1e-6 under the root, as in ZeroQ's code; the record's likewise.
+    """
+
+    needs: ClassVar[frozenset[str]] = BN
+    with_input: bool = True
+
+    def __call__(self, seen: Trace) -> Tensor:
+        pixels = seen.images.pixels.flatten(2)
+        total = pixels.new_zeros(len(pixels))
+        if self.with_input:
+            deviation = (pixels.var(2) + 1e-6).sqrt()
+            total = pixels.mean(2).square().sum(1) + (deviation - 1).square().sum(1)
+        for name, m in seen.moments.items():
+            mean, var = m.image()
+            places = seen.watch.places_in(name)
+            unbiased = var * (places / max(places - 1, 1))
+            deviation = m.sigma * ((unbiased + 1e-12).sqrt() - 1)
+            total = total + (m.sigma * mean).square().sum(1) + deviation.square().sum(1)
+        return total.mean()
+
+
+@dataclass(frozen=True)
+class BatchNormSum(Loss[Trace]):
+    """BNS-C (Genie): batch means and *deviations*, mean over channels, sum over layers; the image's own as a further layer."""
+
+    needs: ClassVar[frozenset[str]] = BN
+    with_input: bool = True
+
+    def __call__(self, seen: Trace) -> Tensor:
+        total = seen.logits.new_zeros(())
+        if self.with_input:
+            pixels = seen.images.pixels.flatten(2)
+            total = (pixels.mean(2).square().sum(1) + ((pixels.var(2) + 1e-6).sqrt() - 1).square().sum(1)).mean()
+        for m in seen.moments.values():
+            mean, var = m.batch()
+            total = total + (m.sigma * mean).square().mean() + (m.sigma * ((var + 1e-12).sqrt() - 1)).square().mean()
+        return total
+
+
+@dataclass(frozen=True)
+class ClassTarget(Loss[Trace]):
+    """Cross-entropy with the class an image should show; `focus` > 0 weighs it by difficulty^focus (HAST's HIL).
+
+    Difficulty is one minus the teacher's probability of the class; it is kept from zero, where its power has no
+    finite gradient (the published code turns to NaN there).
+    """
+
+    focus: float = 0.0
+
+    def __call__(self, seen: Trace) -> Tensor:
+        loss = F.cross_entropy(seen.logits, seen.images.labels, reduction="none")
+        if not self.focus:
+            return loss.mean()
+        probability = seen.logits.softmax(1).gather(1, seen.images.classes[:, None])[:, 0]
+        return ((1 - probability).clamp_min(1e-6) ** self.focus * loss).mean()
+
+
+@dataclass(frozen=True)
+class TotalVariation(Loss[Trace]):
+    """Mean absolute difference of neighbouring pixels; zero for a flat image."""
+
+    def __call__(self, seen: Trace) -> Tensor:
+        pixels = seen.images.pixels
+        return pixels.diff(dim=2).abs().mean() + pixels.diff(dim=3).abs().mean()

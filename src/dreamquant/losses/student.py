@@ -1,0 +1,130 @@
+"""What makes a student good: losses on what teacher and student did with the same batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dreamquant.losses.algebra import Loss
+from dreamquant.losses.image import mean_of
+from dreamquant.trace import Pair, Trace
+
+
+def probability_of_label(seen: Trace) -> Tensor:
+    """The teacher's probability of each image's class, (B,), without gradients."""
+    return seen.logits.detach().softmax(1).gather(1, seen.images.classes[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class SoftLabel(Loss[Pair]):
+    """Kullback-Leibler divergence from the student's to the teacher's softened probabilities, times T^2, mean over images.
+
+    Equal to (1 / 2K) * |centred logit difference|^2 for large T. Gradients reach the teacher's logits only where the
+    pixels ask for them (`OnHarderImages`).
+    """
+
+    temperature: float = 20.0
+
+    def __call__(self, seen: Pair) -> Tensor:
+        target = F.log_softmax(seen.logits / self.temperature, 1)
+        mine = F.log_softmax(seen.student.logits / self.temperature, 1)
+        return F.kl_div(mine, target, reduction="batchmean", log_target=True) * self.temperature**2
+
+
+@dataclass(frozen=True)
+class HardLabel(Loss[Pair]):
+    """Cross-entropy with the label where the image is not difficult, zero elsewhere, mean over all images (SynQ, Eq. 6).
+
+    Difficulty is one minus the teacher's probability of the label, on the image before any perturbation.
+    """
+
+    max_difficulty: float = 1.0
+
+    def __call__(self, seen: Pair) -> Tensor:
+        easy = 1 - probability_of_label(seen.origin or seen) < self.max_difficulty
+        loss = F.cross_entropy(seen.student.logits, seen.images.labels, reduction="none")
+        return (loss * easy).mean()
+
+
+@dataclass(frozen=True)
+class FeatureMatch(Loss[Pair]):
+    """HAST's feature alignment: each channel's mean square, normalised to length one per image, summed over places.
+
+    HAST reads the residual bodies before the addition; ours are the outputs of the blocks.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"blocks"})
+
+    def __call__(self, seen: Pair) -> Tensor:
+        def attention(x: Tensor) -> Tensor:
+            return F.normalize(x.square().flatten(2).mean(2) if x.ndim > 2 else x.square(), dim=1)
+
+        both = zip(seen.at["blocks"], seen.student.at["blocks"], strict=True)
+        terms = [F.mse_loss(attention(student), attention(teacher)) for teacher, student in both]
+        return sum(terms[1:], terms[0])
+
+
+@dataclass(frozen=True)
+class ActivationMatch(Loss[Pair]):
+    """Mean over places of the student's squared error in units of the teacher's variance there (ours).
+
+    `place` is "activations" (outputs of activation functions) or "blocks". The teacher is detached.
+    """
+
+    place: str = "activations"
+
+    def wants(self) -> frozenset[str]:
+        return frozenset({self.place})
+
+    def __call__(self, seen: Pair) -> Tensor:
+        both = zip(seen.at[self.place], seen.student.at[self.place], strict=True)
+        return mean_of([F.mse_loss(s, t.detach()) / (t.detach().var() + 1e-8) for t, s in both])
+
+
+def saliency(trace: Trace) -> Tensor:
+    """Grad-CAM (Selvaraju et al. 2017) of a network's own winner at its last convolution, in [0, 1] per image: (B, h, w).
+
+    The gradient comes from the tail of the graph, from a detached leaf: none enters the body. As in SynQ's code,
+    channels that speak against the class are dropped (their weight is clamped), and the weights are constants.
+    """
+    first, *rest = (t.detach() for t in trace.at["saliency"])
+    with torch.enable_grad():
+        leaf = first.requires_grad_()
+        winner = trace.watch.tail(leaf, *rest).amax(1).sum()
+        weight = torch.autograd.grad(winner, leaf)[0].mean((2, 3), keepdim=True).clamp_min(1e-10)
+    found = F.relu((weight * trace.at["saliency"][0]).sum(1))
+    low, high = found.amin((1, 2), keepdim=True), found.amax((1, 2), keepdim=True)
+    return (found - low) / (high - low + 1e-10)
+
+
+@dataclass(frozen=True)
+class SaliencyMatch(Loss[Pair]):
+    """Mean squared difference of the two networks' Grad-CAM maps (SynQ, L_CAM), at input size as in its code."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"saliency"})
+
+    def __call__(self, seen: Pair) -> Tensor:
+        size = seen.images.pixels.shape[-2:]
+        student, teacher = (saliency(t)[:, None] for t in (seen.student, seen))
+        bigger = (F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in (student, teacher.detach()))
+        return F.mse_loss(*bigger)
+
+
+@dataclass(frozen=True)
+class OnHarderImages(Loss[Pair]):
+    """A loss on images pushed one sign step up that very loss (HAST's promotion of difficulty; FGSM, eps in input units)."""
+
+    loss: Loss[Pair]
+    eps: float = 0.01
+
+    def wants(self) -> frozenset[str]:
+        return self.loss.wants() | {"pixels"}
+
+    def __call__(self, seen: Pair) -> Tensor:
+        pixels = seen.images.pixels
+        gradient = torch.autograd.grad(self.loss(seen), pixels, retain_graph=True)[0]
+        return self.loss(seen.again((pixels + self.eps * gradient.sign()).detach()))

@@ -1,0 +1,109 @@
+"""Model: the frozen network we are given, and its facts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+import torch.nn as nn
+from torch import Tensor, fx
+
+from dreamquant import graph, tracing
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A pre-trained network, traced and frozen, and what is known about its input.
+
+    The network takes `(pixels - mean) / std` with pixels in [0, 1], of shape (N, *shape), and returns (N, classes).
+    """
+
+    net: fx.GraphModule
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: int
+    name: str = ""
+    left_in_float: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_module(cls, net: nn.Module, shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...], name: str = "") -> Model:
+        """A Model of a copy of `net`, which is never changed.
+
+        Raises ValueError for weights that are not finite, a network that cannot be traced, an input shape it does not
+        take, or an output that is not (N, classes).
+        """
+        name = name or type(net).__name__
+        for key, tensor in net.state_dict().items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise ValueError(f"{name}: {key} holds NaN or infinite values; check the weights file")
+        if not len(mean) == len(std) == shape[0]:
+            raise ValueError(f"{name}: mean {mean} and std {std} need one value for each of the {shape[0]} channels")
+        traced, left = tracing.trace(net)
+        try:
+            with torch.no_grad():
+                out = traced(torch.zeros(2, *shape))
+        except Exception as error:
+            raise ValueError(f"{name} does not take inputs of shape {tuple(shape)}: {str(error).splitlines()[0]}; give --shape C,H,W") from None
+        if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 2 or out.shape[1] < 2:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(f"{name} returns {got} for a batch of 2, not (2, classes); wrap it so that it returns logits")
+        tracing.fold_sizes(traced, shape)
+        for module in left:
+            traced.get_submodule(module)
+        return cls(traced, tuple(shape), tuple(mean), tuple(std), out.shape[1], name, left)
+
+    @cached_property
+    def points(self) -> dict[str, tuple[str, ...]]:
+        """Named places in the graph; see `graph.points`."""
+        return graph.points(self.net)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for p in self.net.parameters()), torch.device("cpu"))
+
+    def to(self, device: str | torch.device) -> Model:
+        """The same model on a device (the weights are moved, not copied)."""
+        self.net.to(device)
+        return self
+
+    def _channels(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1] -> what the network takes. (N, C, H, W) both."""
+        return (pixels - self._channels(self.mean, pixels)) / self._channels(self.std, pixels)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """What the network takes -> pixels, clamped to [0, 1]. (N, C, H, W) both."""
+        return (x * self._channels(self.std, x) + self._channels(self.mean, x)).clamp(0, 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalised images (N, C, H, W) -> logits (N, classes), without gradients."""
+        with torch.no_grad():
+            return self.net(x)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of graph, weights and facts."""
+        value = hashlib.sha256(repr((self.shape, self.mean, self.std, self.net.code)).encode())
+        for key, tensor in self.net.state_dict().items():
+            value.update(key.encode())
+            value.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return value.hexdigest()[:16]
+
+    def digest(self) -> str:
+        """A hash of graph, weights and facts: equal models, equal digests."""
+        return self.fingerprint
+
+    def has_batch_norm(self) -> bool:
+        """Whether statistics of the training data are stored in the network."""
+        return bool(self.points["bn"])
+
+    def renamed(self, name: str) -> Model:
+        """The same model under another name."""
+        return replace(self, name=name)

@@ -1,0 +1,84 @@
+"""Optimizers and schedules as values: `on` makes the live torch optimizer of some parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Schedule = Callable[[float], float]  # share of the loop done -> factor on the rate
+
+
+class Optimizer(Protocol):
+    """Describes a torch optimizer; `pace` sets its rate by the share of the loop done."""
+
+    def on(self, parameters: Iterable[Tensor] | Iterable[dict[str, Any]]) -> torch.optim.Optimizer: ...
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The rate stays."""
+
+    def __call__(self, done: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Decay:
+    """The rate is multiplied by `factor` at each share of the loop in `at`."""
+
+    at: tuple[float, ...] = (0.25, 0.5, 0.75)
+    factor: float = 0.1
+
+    def __call__(self, done: float) -> float:
+        return self.factor ** sum(done >= share for share in self.at)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """The rate falls to `least` of itself along half a cosine."""
+
+    least: float = 0.0
+
+    def __call__(self, done: float) -> float:
+        return self.least + (1 - self.least) * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Stochastic gradient descent with (Nesterov) momentum."""
+
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    nesterov: bool = True
+    schedule: Schedule = Decay()
+
+    def on(self, parameters: Iterable[Tensor] | Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, self.lr, self.momentum, 0, self.weight_decay, self.nesterov)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Schedule = Constant()
+
+    def on(self, parameters: Iterable[Tensor] | Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, self.lr, self.betas)
+
+
+def pace(optimizer: torch.optim.Optimizer, part: Optimizer, done: float) -> None:
+    """Set the rate of every group: its own `initial_lr` times the schedule's factor."""
+    factor = part.schedule(done)
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor

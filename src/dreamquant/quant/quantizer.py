@@ -1,0 +1,223 @@
+"""Quantizer: one grid on one tensor, and the rules by which it acts.
+
+A quantizer is placed once, at conversion, and never exchanged or wrapped, because instrumented copies of the graph hold
+it. What changes is its rule, inside a `with acting(...)` block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from dreamquant.quant.ranges import MinMax, Observer, Ranges, over, to_grid
+from dreamquant.quant.scheme import Int
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, form: Int) -> Tensor:
+    """Values on the grid, by PyTorch's own kernel; its gradient is one inside the range and zero outside."""
+    if scale.ndim:
+        return torch.fake_quantize_per_channel_affine(x, scale.flatten(), zero.flatten().int(), 0, form.low, form.high)
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero.int(), form.low, form.high)
+
+
+class _Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, form: Int) -> Tensor:
+        return fake_quantize(x, scale, zero, form)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0], None, None, None
+
+
+class Rule(nn.Module):
+    """Quantize; the gradient passes unchanged, clipped elements included (the min-max family of the papers)."""
+
+    learns: ClassVar[bool] = False
+
+    def grid(self, q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
+        return q.scale, q.zero
+
+    def forward(self, q: Quantizer, x: Tensor) -> Tensor:
+        scale, zero = self.grid(q, x)
+        return _Straight.apply(x, scale, zero, q.format)
+
+
+class Inside(Rule):
+    """Quantize; the gradient passes only where the value is inside the range."""
+
+    def forward(self, q: Quantizer, x: Tensor) -> Tensor:
+        return fake_quantize(x, *self.grid(q, x), q.format)
+
+
+class Following(Rule):
+    """The grid follows the tensor: weights in training. With `share` below 1 it spans that share of the range found."""
+
+    def __init__(self, ranges: Ranges | None = None, share: Tensor | None = None) -> None:
+        super().__init__()
+        self.ranges = ranges or MinMax()
+        self.register_buffer("share", torch.ones(()) if share is None else share)
+
+    def grid(self, q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = self.ranges(x.detach(), q.format)
+        return to_grid(low * self.share, high * self.share, q.format)
+
+
+class _StepGradient(torch.autograd.Function):
+    """Ours and not torch's learnable kernel, which truncates negative zero points (2.13: int(zero + 0.5))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, form: Int) -> Tensor:
+        ctx.save_for_backward(x, scale, zero)
+        ctx.form = form
+        return fake_quantize(x, scale, zero, form)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, zero = ctx.saved_tensors
+        form, (gradient,) = ctx.form, gradients
+        v = x / scale
+        code = torch.clamp(v, form.low - zero, form.high - zero)
+        inside = code == v
+        # d output / d scale = round(v) - v inside, the code at the end outside
+        step = gradient * torch.where(inside, code.round() - v, code)
+        factor = (scale.numel() / (x.numel() * form.high)) ** 0.5
+        return gradient * inside, step.sum(over(x, form)).view(scale.shape) * factor, None, None
+
+
+class LearnedStep(Rule):
+    """LSQ (Esser et al. 2020): gradients to the value inside the range, and to the step everywhere.
+
+    The step's gradient is scaled by 1 / sqrt(values per grid * highest code).
+    """
+
+    learns = True
+
+    def forward(self, q: Quantizer, x: Tensor) -> Tensor:
+        return _StepGradient.apply(x, q.scale, q.zero, q.format)
+
+
+class LearnedClip(Rule):
+    """PACT (Choi et al. 2018): gradient to the upper clip value where the value is beyond it."""
+
+    learns = True
+
+    def forward(self, q: Quantizer, x: Tensor) -> Tensor:
+        clipped = torch.minimum(x, (q.format.high - q.zero) * q.scale)
+        return _Straight.apply(clipped, q.scale.detach(), q.zero, q.format)
+
+
+class Watching(Rule):
+    """Values pass unchanged and are observed; the grid is set when the block ends."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self.observer = observer
+
+    def forward(self, q: Quantizer, x: Tensor) -> Tensor:
+        self.observer.see(x.detach())
+        return x
+
+
+class Quantizer(nn.Module):
+    """value = scale * (code - zero), code between format.low and format.high.
+
+    The scale is NaN until a range is known, so that nothing runs on a guess. A quantizer that is not `live` lets values
+    pass: integer kernels will need its grid, the simulation does not use it.
+    """
+
+    def __init__(self, form: Int, shape: tuple[int, ...] = (), live: bool = True, rule: Rule | None = None) -> None:
+        super().__init__()
+        self.format, self.live = form, live
+        self.rule = rule or Rule()
+        self.scale = nn.Parameter(torch.full(shape, torch.nan), requires_grad=False)
+        self.zero = nn.Parameter(torch.zeros(shape), requires_grad=False)
+
+    def grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(scale, zero) that would be used for `x` now."""
+        return self.rule.grid(self, x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rule(self, x) if self.live or isinstance(self.rule, Watching) else x
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Integer codes of `x`, as a float tensor."""
+        scale, zero = self.grid(x)
+        # PyTorch's kernel multiplies by the reciprocal, which rounds other ties than a division does
+        return (torch.round(x * scale.reciprocal()) + zero).clamp(self.format.low, self.format.high)
+
+    def set(self, scale: Tensor, zero: Tensor) -> None:
+        """Put the grid here."""
+        with torch.no_grad():
+            self.scale.copy_(scale)
+            self.zero.copy_(zero)
+
+    def fix(self, scale: Tensor, zero: Tensor) -> None:
+        """Put the grid here, and let it stand still from now on."""
+        self.set(scale, zero)
+        self.rule = Rule()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"bits": self.format.bits, "follows": isinstance(self.rule, Following)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.format = replace(self.format, bits=state["bits"])
+        if not state["follows"] and isinstance(self.rule, Following):
+            self.rule = Rule()
+
+
+class Acting(Protocol):
+    """A part that names a rule: a value, so that a recipe's repr can be read back."""
+
+    def on(self, q: Quantizer) -> Rule: ...
+
+
+@dataclass(frozen=True)
+class PassAll:
+    """Straight-through everywhere; see `Rule`."""
+
+    def on(self, q: Quantizer) -> Rule:
+        return Rule()
+
+
+@dataclass(frozen=True)
+class PassInside:
+    """Straight-through inside the range only; see `Inside`."""
+
+    def on(self, q: Quantizer) -> Rule:
+        return Inside()
+
+
+@dataclass(frozen=True)
+class LearnSteps:
+    """Steps are learned; see `LearnedStep`."""
+
+    def on(self, q: Quantizer) -> Rule:
+        return LearnedStep()
+
+
+@dataclass(frozen=True)
+class LearnClips:
+    """Upper clip values are learned; see `LearnedClip`."""
+
+    def on(self, q: Quantizer) -> Rule:
+        return LearnedClip()
+
+
+@contextlib.contextmanager
+def acting(rules: Mapping[Quantizer, Rule]) -> Iterator[None]:
+    """These quantizers act by these rules inside the block, and as before after it."""
+    before = {q: q.rule for q in rules}
+    for q, rule in rules.items():
+        q.rule = rule
+    try:
+        yield
+    finally:
+        for q, rule in before.items():
+            q.rule = rule

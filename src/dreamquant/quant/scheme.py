@@ -1,0 +1,101 @@
+"""Int and Scheme: what the hardware can represent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from dreamquant.images import Images
+    from dreamquant.model import Model
+    from dreamquant.run import Run
+
+
+@dataclass(frozen=True)
+class Int:
+    """An integer format: 2 to 8 bits, one grid for the tensor or one for each output channel.
+
+    >>> Int(4).low, Int(4).high, Int(4, symmetric=True).low
+    (-8, 7, -7)
+    """
+
+    bits: int
+    per: Literal["tensor", "channel"] = "tensor"
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"{self.bits} bits: integer formats have 2 to 8 bits")
+        if self.per not in ("tensor", "channel"):
+            raise ValueError(f"per={self.per!r}: choose 'tensor' or 'channel'")
+
+    @property
+    def low(self) -> int:
+        """The lowest code."""
+        return -(2 ** (self.bits - 1)) + self.symmetric
+
+    @property
+    def high(self) -> int:
+        """The highest code."""
+        return 2 ** (self.bits - 1) - 1
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Formats of weights and activations, and where quantizers stand.
+
+    `paper`: weights, outputs of activation functions and inputs of convolutions and linears, as the literature compares
+    (the image and averages of quantized tensors stay in float; BatchNorm is not folded). `deploy`: every tensor an
+    integer kernel reads or writes. `ends`: bits of the first and last layer's weights and of what the second and the
+    last layer read. `spare`: the format of tensors that only an integer kernel quantizes. `layers`: exceptions by name.
+    """
+
+    weights: Int
+    activations: Int | None
+    ends: int | None = None
+    placement: Literal["paper", "deploy"] = "paper"
+    spare: Int = Int(8)
+    layers: tuple[tuple[str, Int], ...] = ()
+
+    def on(self, model: Model, images: Images, run: Run) -> Scheme:
+        """Itself: a scheme is the simplest allocation of bits."""
+        return self
+
+    def exceptions(self) -> Mapping[str, Int]:
+        """Formats of the weights of layers that differ."""
+        return dict(self.layers)
+
+    def weight_format(self, name: str, number: int, count: int) -> Int:
+        """The format of the weights of layer `name`, `number` of `count` in execution order."""
+        end = self.ends is not None and number in (0, count - 1)
+        usual = replace(self.weights, bits=self.ends) if end and self.ends else self.weights
+        return self.exceptions().get(name, usual)
+
+
+class Allocation(Protocol):
+    """Chooses the scheme once images exist. A Scheme is one; so is a search over trial students."""
+
+    def on(self, model: Model, images: Images, run: Run) -> Scheme: ...
+
+
+def parse_bits(text: str) -> tuple[int, int | None]:
+    """Bits of weights and activations; activations in float are None.
+
+    >>> parse_bits("w4a8"), parse_bits("W3A32")
+    ((4, 8), (3, None))
+    """
+    match = re.fullmatch(r"w(\d+)a(\d+)", text.strip().lower())
+    if not match:
+        raise ValueError(f"bits {text!r} do not parse; write them as w4a4, w8a8 or w4a32 (weights, then activations; a32 is float)")
+    weights, activations = int(match[1]), int(match[2])
+    if not 2 <= weights <= 8 or not (2 <= activations <= 8 or activations == 32):
+        raise ValueError(f"bits {text!r}: weights take 2 to 8 bits, activations 2 to 8 or 32 (float)")
+    return weights, None if activations == 32 else activations
+
+
+def scheme_of(bits: str, ends: int | None = None) -> Scheme:
+    """The scheme of the literature: weights per channel, activations per tensor, both asymmetric."""
+    weights, activations = parse_bits(bits)
+    return Scheme(Int(weights, "channel"), activations and Int(activations) or None, ends)

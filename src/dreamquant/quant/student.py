@@ -1,0 +1,154 @@
+"""Student: the only thing that changes, a copy of the network with a quantizer on every weight and every placed tensor."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from dreamquant import graph
+from dreamquant.model import Model
+from dreamquant.quant.quantizer import Acting, Following, PassAll, Quantizer, Watching, acting
+from dreamquant.quant.ranges import Ranges, to_grid
+from dreamquant.quant.scheme import Scheme
+
+
+class QuantConv2d(nn.Conv2d):
+    """A convolution whose weight passes a quantizer."""
+
+    quantizer: Quantizer
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.quantizer(self.weight), self.bias)
+
+
+class QuantLinear(nn.Linear):
+    """A linear layer whose weight passes a quantizer."""
+
+    quantizer: Quantizer
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.quantizer(self.weight), self.bias)
+
+
+QuantLayer = QuantConv2d | QuantLinear
+STARTS = ("placeholder", "conv", "linear", "add", "mul", "cat", "mean", "act")
+CHAIN = ("bn", "act")
+
+
+def written(net: fx.GraphModule) -> list[fx.Node]:
+    """Every tensor an integer kernel writes: the end of a fused conv-bn-act or add-act chain, pools, the image.
+
+    Of other nodes (attention, LayerNorm), those that a convolution or linear reads. Integer-valued nodes do not count.
+    """
+    found: list[fx.Node] = []
+    for node in net.graph.nodes:
+        kind = graph.kind(net, node)
+        reads = any(graph.kind(net, r) in graph.LAYERS for r in graph.readers(net, node))
+        if "shape" not in node.meta or (kind not in STARTS and not (kind in ("other", "gate", "bn") and reads)):
+            continue
+        while len(node.users) == 1 and graph.kind(net, user := next(iter(node.users))) in CHAIN:
+            node = user
+        if node not in found and not any(u.op == "output" for u in node.users):
+            found.append(node)
+    return found
+
+
+def convert(model: Model, scheme: Scheme) -> Student:
+    """A student of `model`: quantizers placed for good, as the scheme says. Their ranges are not known yet.
+
+    Raises ValueError where the network has no layer that can be quantized.
+    """
+    net = copy.deepcopy(model.net)
+    layers = graph.of_kind(net, *graph.LAYERS)
+    if not layers:
+        raise ValueError(f"{model.name} has no convolution or linear layer that could be quantized")
+    order = {node: number for number, node in enumerate(layers)}
+    kinds = {node: graph.kind(net, node) for node in net.graph.nodes}
+    for node in written(net):
+        reads = [r for r in graph.readers(net, node) if r in order]
+        averaged = kinds[node] == "mean"
+        trained = node.op != "placeholder" and not averaged and (kinds[node] == "act" or bool(reads))
+        live = trained or scheme.placement == "deploy"
+        form = (scheme.activations if trained or averaged else None) or scheme.spare
+        if scheme.ends and any(order[r] in (1, len(layers) - 1) for r in reads):
+            form = type(form)(scheme.ends)
+        if averaged and scheme.placement == "paper":
+            form = scheme.spare  # the classifier reads an average of quantized values, not a low-bit tensor (MM family)
+        net.add_submodule("q." + node.name, Quantizer(form, (), live and scheme.activations is not None))
+        with net.graph.inserting_after(node):
+            q = net.graph.call_module("q." + node.name, (node,))
+        q.meta["shape"] = node.meta["shape"]
+        node.replace_all_uses_with(q, delete_user_cb=lambda user, q=q: user is not q)
+    for number, node in enumerate(layers):
+        _quantize_weight(net.get_submodule(str(node.target)), scheme, str(node.target), number, len(layers))
+    net.recompile()
+    return Student(net, model, scheme)
+
+
+def _quantize_weight(layer: nn.Module, scheme: Scheme, name: str, number: int, count: int) -> None:
+    if isinstance(layer, QuantConv2d | QuantLinear):
+        return  # a shared layer, called a second time
+    layer.__class__ = QuantConv2d if isinstance(layer, nn.Conv2d) else QuantLinear
+    assert isinstance(layer, QuantConv2d | QuantLinear)
+    form = scheme.weight_format(name, number, count)
+    shape = (len(layer.weight),) + (1,) * (layer.weight.ndim - 1) if form.per == "channel" else ()
+    layer.quantizer = Quantizer(form, shape, rule=Following()).to(layer.weight.device)
+
+
+class Student:
+    """All its state is `net.state_dict()`, quantizers included; the graph never changes again."""
+
+    def __init__(self, net: fx.GraphModule, source: Model, scheme: Scheme) -> None:
+        self.net, self.source, self.scheme = net.to(source.device), source, scheme
+
+    def layers(self) -> dict[str, QuantLayer]:
+        """Quantized layers by name, in execution order."""
+        names = dict.fromkeys(str(node.target) for node in self.net.graph.nodes if node.op == "call_module")
+        modules = ((name, self.net.get_submodule(name)) for name in names)
+        return {name: module for name, module in modules if isinstance(module, QuantConv2d | QuantLinear)}
+
+    def activation_quantizers(self) -> dict[str, Quantizer]:
+        """Quantizers of activations by the name of the node whose tensor they quantize."""
+        return {name: q for name, q in self.net.q.named_children() if isinstance(q, Quantizer)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.net.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state)
+
+    @contextlib.contextmanager
+    def observing(self, ranges: Ranges) -> Iterator[None]:
+        """Inside, activations pass unquantized and are observed; after it, the grids span what `ranges` made of them."""
+        watching = {q: Watching(ranges.observer()) for q in self.activation_quantizers().values()}
+        with acting(watching):
+            yield
+        for q, rule in watching.items():
+            q.set(*to_grid(*rule.observer.range(q.format), q.format))
+
+    @contextlib.contextmanager
+    def training(self, activations: Acting | None = None, weights: Acting | None = None) -> Iterator[None]:
+        """Inside, weights, biases and BatchNorm's affine receive gradients, and grids where the rules learn them.
+
+        `activations` and `weights` name the rules that act inside; weights keep their own rule where none is named.
+        """
+        mine = self.activation_quantizers().values()
+        rules = {q: (activations or PassAll()).on(q) for q in mine if q.live}
+        if weights is not None:
+            rules |= {layer.quantizer: weights.on(layer.quantizer) for layer in self.layers().values()}
+        grids = {id(p) for m in self.net.modules() if isinstance(m, Quantizer) for p in (m.scale, m.zero)}
+        for p in self.net.parameters():
+            p.requires_grad_(id(p) not in grids)
+        for q, rule in rules.items():
+            q.scale.requires_grad_(rule.learns)
+        try:
+            with acting(rules):
+                yield
+        finally:
+            self.net.requires_grad_(False)

@@ -1,0 +1,183 @@
+"""Recipe: a frozen value, called on a model. Its repr evaluates back to an equal value: that is the record."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from dreamquant import __version__
+from dreamquant.images import ImageBuffer, Images
+from dreamquant.losses.algebra import Sum
+from dreamquant.model import Model
+from dreamquant.quant.freeze import freeze
+from dreamquant.quant.quantized import QuantizedModel
+from dreamquant.quant.scheme import Allocation
+from dreamquant.quant.student import Student, convert
+from dreamquant.run import Run
+from dreamquant.synthesis.pixels import Synthesis
+
+
+class Prepare(Protocol):
+    """Model -> Model, before conversion."""
+
+    def __call__(self, model: Model) -> Model: ...
+
+
+class Step(Protocol):
+    """Changes a student in place, and nothing else."""
+
+    def __call__(self, student: Student, teacher: Model, images: Images, run: Run) -> None: ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network becomes a quantized one: dream images, convert, take steps, freeze.
+
+    >>> # quantized = dreamquant.recipes.synq(bits="w4a4")(model, seed=0)
+    """
+
+    name: str
+    synthesis: Synthesis
+    scheme: Allocation
+    steps: tuple[Step, ...]
+    prepare: tuple[Prepare, ...] = ()
+
+    def __call__(self, model: Model, seed: int = 0, run: Run | None = None) -> QuantizedModel:
+        """The quantized model; `run` brings a folder to resume from, a device, and progress."""
+        run = run or Run(seed, device=model.device)
+        model.to(run.device)
+        return self.quantize(model, self.dream(model, run), run)
+
+    def dream(self, model: Model, run: Run) -> Images:
+        """The images alone: from the cache, where the run has one, or dreamed.
+
+        Raises ValueError where the recipe matches BatchNorm's statistics and the network has none.
+        """
+        if reads_batch_norm(self) and not model.has_batch_norm():
+            from dreamquant import recipes  # they are made of this class
+
+            free = [name for name in recipes.names() if not reads_batch_norm(recipes.find(name)())]
+            raise ValueError(f"{model.name} has no BatchNorm, whose statistics {self.name} matches; recipes that need none: {', '.join(free)}")
+        cached = run.images_cache / digest(self.synthesis, model, run.seed) if run.images_cache else None
+        if cached and (cached / "images.safetensors").exists():
+            return Images.load(cached).to(run.device)
+        buffer = ImageBuffer()
+        with run.clock("synthesis"), _about(f"synthesis of {self.name}"):
+            for _ in run.loop("images", 1, buffer=buffer):
+                buffer.add(self.synthesis(model, run))
+        images = buffer.all().to(run.device)
+        if cached and len(images):
+            images.save(cached, {"model": model.name, "synthesis": repr(self.synthesis), "seed": run.seed, "seconds": run.seconds["synthesis"]})
+        return images
+
+    def quantize(self, model: Model, images: Images, run: Run) -> QuantizedModel:
+        """The rest of the recipe, on images that exist."""
+        with run.clock("quantize"):
+            teacher = model
+            for part in self.prepare:
+                teacher = part(teacher)
+            student = convert(teacher, self.scheme.on(teacher, images, run))
+            for number in run.loop("steps", len(self.steps), student=student):
+                with _about(f"step {number + 1} of {self.name}: {type(self.steps[number]).__name__}"):
+                    self.steps[number](student, teacher, images, run)
+            return freeze(student, self.provenance(model, images, run))
+
+    def provenance(self, model: Model, images: Images, run: Run) -> Mapping[str, Any]:
+        """What made the result, for the record."""
+        return {
+            "dreamquant": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "recipe": repr(self),
+            "model": model.name,
+            "model_digest": model.digest(),
+            "images": images.digest if len(images) else None,
+            "images_count": len(images),
+            "seed": run.seed,
+        }
+
+
+class _about:
+    """Errors raised inside get a note that says where; the type and message stay."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            error.add_note(self.text)
+
+
+def reads_batch_norm(recipe: Recipe) -> bool:
+    """Whether the images are dreamed from BatchNorm's statistics."""
+    loss = getattr(recipe.synthesis, "loss", None)
+    return loss is not None and "bn" in loss.wants()
+
+
+def digest(synthesis: Synthesis, model: Model, seed: int) -> str:
+    """The name of a set of images: equal synthesis, network and seed, equal images."""
+    return hashlib.sha256(repr((synthesis, model.digest(), seed)).encode()).hexdigest()[:16]
+
+
+def changed(recipe: Recipe, setting: str) -> Recipe:
+    """The recipe with one field set: `steps.FineTune.learn.optimizer.lr=1e-5`. ValueError offers what exists."""
+    path, equals, text = setting.partition("=")
+    if not equals:
+        raise ValueError(f"--set {setting!r}: write it as part.field=value")
+    try:
+        return _changed(recipe, path.split("."), text)
+    except ValueError as error:
+        raise ValueError(f"--set {setting}: {error}") from None
+
+
+def _changed(part: Any, path: list[str], text: str) -> Any:
+    if isinstance(part, tuple | Sum):
+        items = [term for _, term in part.terms] if isinstance(part, Sum) else list(part)
+        found = [i for i, item in enumerate(items) if path[0] in (type(item).__name__, str(i))]
+        if len(found) != 1 or len(path) < 2:
+            raise ValueError(f"{path[0]!r}: choose one of {', '.join(type(i).__name__ for i in items) or 'nothing'}, or its number, then a field")
+        items[found[0]] = _changed(items[found[0]], path[1:], text)
+        return Sum(tuple((w, t) for (w, _), t in zip(part.terms, items, strict=True))) if isinstance(part, Sum) else tuple(items)
+    fields = [field.name for field in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []
+    if path[0] not in fields:
+        raise ValueError(f"{type(part).__name__} has no field {path[0]!r}; it has {', '.join(fields) or 'none'}")
+    old = getattr(part, path[0])
+    if len(path) > 1:
+        return replace(part, **{path[0]: _changed(old, path[1:], text)})
+    return replace(part, **{path[0]: _value(path[0], old, text)})
+
+
+def _value(name: str, old: Any, text: str) -> Any:
+    if dataclasses.is_dataclass(old):
+        raise ValueError(f"{name} is a part ({old!r}); set one of its fields")
+    try:
+        new = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        new = text
+    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+        new = float(new)
+    if old is not None and type(new) is not type(old):
+        raise ValueError(f"{name} wants {type(old).__name__} like {old!r}, got {text!r}")
+    return new
+
+
+def scaled(part: Any, factor: float) -> Any:
+    """The same part with every `iterations` multiplied: the record shows what ran."""
+    if isinstance(part, tuple):
+        return tuple(scaled(item, factor) for item in part)
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return part
+    new = {field.name: scaled(getattr(part, field.name), factor) for field in dataclasses.fields(part)}
+    if isinstance(new.get("iterations"), int):
+        new["iterations"] = max(1, round(new["iterations"] * factor))
+    return replace(part, **new)

@@ -1,0 +1,34 @@
+"""Every method: file name = function name = name on the command line. Files here are discovered; nothing is registered."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dreamquant.recipe import Recipe
+
+
+def names() -> list[str]:
+    """All recipes, sorted; modules that start with an underscore are parts shared by several."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def find(name: str) -> Callable[..., Recipe]:
+    """The function that makes the recipe `name`. Raises ValueError for an unknown one, and offers the nearest."""
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), 3, 0.4)
+        raise ValueError(f"unknown recipe {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ".") + f" All: {', '.join(names())}")
+    made: Callable[..., Recipe] = globals()[name]
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"no recipe {name!r}; there are {', '.join(names())}")
+
+
+for _name in names():  # importing a module binds its name here; the function of that name takes its place
+    globals()[_name] = getattr(importlib.import_module(f"{__name__}.{_name}"), _name)

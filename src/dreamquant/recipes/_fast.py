@@ -1,0 +1,35 @@
+"""What the `fast` efforts share, alike for all, so that what differs is the method: images, ranges, and a student's pace.
+
+Ours, from our own measurements: BatchNorm statistics in units of the network's deviations, pixels of [0, 1], ranges that
+minimise the error, Adam with cosine decay.
+"""
+
+from __future__ import annotations
+
+from dreamquant.learn import Learn
+from dreamquant.losses.algebra import Loss
+from dreamquant.losses.image import BatchNormDeviation, ClassTarget
+from dreamquant.optimizers import Adam, Cosine
+from dreamquant.quant.quantizer import Acting, PassAll
+from dreamquant.quant.ranges import LpSearch
+from dreamquant.steps.calibrate import Calibrate
+from dreamquant.steps.finetune import FineTune
+from dreamquant.synthesis.pixels import OptimizePixels
+from dreamquant.synthesis.transforms import Flip, Shift, Transform
+from dreamquant.trace import Pair
+
+IMAGES = OptimizePixels(
+    loss=BatchNormDeviation() + 0.1 * ClassTarget(),
+    count=512,
+    batch=128,
+    iterations=150,
+    transforms=(Flip(), Shift(2)),
+)
+CALIBRATE = Calibrate(LpSearch(), count=256)
+AUGMENT = (Flip(), Shift(3))
+
+
+def student(loss: Loss[Pair], transforms: tuple[Transform, ...] = AUGMENT, activations: Acting | None = None) -> FineTune:
+    """400 updates on batches of 64."""
+    learn = Learn(loss, Adam(1e-3, schedule=Cosine()), transforms, activations or PassAll())
+    return FineTune(learn, iterations=400, batch=64)

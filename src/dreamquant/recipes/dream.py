@@ -1,0 +1,22 @@
+"""dream: our own recipe and the default.
+
+Images match BatchNorm in units of the network's own deviations; ranges minimise the error; the student matches the
+output of every activation, each in units of the teacher's variance there, with the activations' steps learned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dreamquant.losses.student import ActivationMatch
+from dreamquant.quant.quantizer import LearnSteps
+from dreamquant.quant.scheme import scheme_of
+from dreamquant.recipe import Recipe, scaled
+from dreamquant.recipes import _fast
+
+
+def dream(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
+    """Our own recipe, the default: finished images, and a student that matches activations with learned steps."""
+    steps = (_fast.CALIBRATE, _fast.student(ActivationMatch(), activations=LearnSteps()))
+    recipe = Recipe("dream", _fast.IMAGES, scheme_of(bits, ends), steps)
+    return recipe if effort == "fast" else replace(scaled(recipe, 4), synthesis=replace(scaled(_fast.IMAGES, 4), count=5120))

@@ -1,0 +1,77 @@
+"""report.html: numbers, dreamed images, layers and curves of one job on a page without external resources."""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from dreamquant.folder import read_json, write_text
+from dreamquant.progress import duration
+from dreamquant.report.pictures import curve_chart, noise_chart
+
+PLACEMENTS = {
+    "paper": "quantizers as in the papers: on weights and on what convolutions and linear layers take in; "
+    "the deployed accuracy is that of integers with BatchNorm folded, every tensor quantized",
+    "deploy": "quantizers on every tensor that an integer kernel needs",
+}
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write FOLDER/report.html from the result.json, report.json and images of a finished job; ValueError when it has none."""
+    folder = Path(folder)
+    result, details = read_json(folder / "result.json"), read_json(folder / "report.json")
+    preview = folder / "images" / "preview.png"
+    page = _template().render(
+        result=result,
+        details=details,
+        facts=headline(result),
+        placement=PLACEMENTS.get(details.get("placement", ""), ""),
+        sheet=base64.b64encode(preview.read_bytes()).decode() if preview.exists() else None,
+        noise=Markup(noise_chart(details["layers"])),
+        curves=[Markup(chart) for name, points in details["curves"].items() if (chart := curve_chart(name, points))],
+        provenance=json.dumps(result["provenance"], indent=2),
+    )
+    path = folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def headline(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The numbers that matter, as (what, value, remark); accuracy only where it was measured."""
+    rows = []
+    if result["fp"]:
+        deployed = result.get("deployed") or {}
+        rows.append(("accuracy, float", percent(result["fp"]["top1"]), "of the network as it came"))
+        rows.append(("accuracy, quantized", percent(result["quantized"]["top1"]), f"at {result['bits']}"))
+        if deployed.get("top1") is not None:
+            rows.append(("accuracy, deployed", percent(deployed["top1"]), "integers, folded BatchNorm"))
+        rows.append(("kept", percent(result["kept"]), "of what the float network gets right"))
+        rows.append(("agreement", percent(result["agreement"]), "of images predicted alike"))
+    sizes = result["size_bytes"]
+    ratio = sizes["fp32"] / sizes["quantized"]
+    rows.append(("size", kilobytes(sizes["quantized"]), f"{kilobytes(sizes['fp32'])} in float, {ratio:.1f} times less"))
+    rows.append(("time", duration(result["seconds"]["total"]), f"on {result['device']}"))
+    return rows
+
+
+def percent(share: float | None) -> str:
+    """A share of 1 as `91.2 %`."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def kilobytes(count: float) -> str:
+    """A size in bytes, readable."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _template() -> jinja2.Template:
+    source = importlib.resources.files("dreamquant.report").joinpath("template.html").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["kilobytes"] = kilobytes
+    return environment.from_string(source)

@@ -1,0 +1,91 @@
+"""Pictures of a report: the sheet of dreamed images, and charts as inline SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+INK, BLUE, GREY, RED = "#1f2933", "#2f6fde", "#9aa5b1", "#c8452d"
+GOOD_DB = 20.0  # the noise is a hundredth of the signal's power: layers above it are rarely what hurts
+CURVES = 6  # loss terms drawn for one phase
+
+
+def sheet(pixels: Tensor, classes: Tensor, path: Path, count: int = 64, columns: int = 16) -> None:
+    """Write up to `count` images, (N, C, H, W) in [0, 1], in rows sorted by class; small ones are enlarged."""
+    pick = classes.argsort(stable=True)
+    pick = pick[np.linspace(0, len(pick) - 1, min(count, len(pick))).round().astype(int)]
+    tiles = (pixels[pick].detach().float().cpu() * 255).round().byte().permute(0, 2, 3, 1).numpy()  # (n, H, W, C)
+    if tiles.shape[3] not in (1, 3):
+        tiles = tiles[..., :1]
+    factor = max(1, round(56 / tiles.shape[1]))
+    tiles = np.repeat(tiles, 3 // tiles.shape[3], axis=3).repeat(factor, axis=1).repeat(factor, axis=2)
+    _, height, width, _ = tiles.shape
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    gap = max(2, factor // 2)
+    whole = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for number, tile in enumerate(tiles):
+        top, left = number // columns * (height + gap), number % columns * (width + gap)
+        whole[top : top + height, left : left + width] = tile
+    Image.fromarray(whole).save(path, format="PNG", optimize=True)
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=8)
+    return figure, axes
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an SVG element without an XML header; ids are made from `name`, so equal data gives equal files."""
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def noise_chart(layers: Sequence[Mapping[str, object]]) -> str:
+    """A bar for each layer's signal-to-noise ratio in decibels, in the network's order; "" when none was measured."""
+    measured = [(str(layer["name"]), float(str(layer["sqnr_db"]))) for layer in layers if layer.get("sqnr_db") is not None]
+    if not measured:
+        return ""
+    names, values = zip(*measured, strict=True)
+    figure, axes = _axes(9, 0.6 + 0.19 * len(names))
+    colours = [BLUE if value >= GOOD_DB else RED if value < GOOD_DB / 2 else GREY for value in values]
+    axes.barh(range(len(names)), values, color=colours, height=0.7)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.axvline(GOOD_DB, color=INK, linewidth=0.6, linestyle=":")
+    axes.set_xlabel("signal to quantization noise of the layer's output, dB (more is better)", fontsize=8)
+    return _svg(figure, "noise")
+
+
+def curve_chart(name: str, points: Sequence[tuple[int, Mapping[str, float]]]) -> str:
+    """The loss terms of one phase over its iterations, logarithmic where all are positive; "" for fewer than two points."""
+    if len(points) < 2:
+        return ""
+    figure, axes = _axes(4.4, 2.4)
+    terms = list(dict.fromkeys(term for _, values in points for term in values))[:CURVES]
+    lowest = float("inf")
+    for term in terms:
+        xs, ys = zip(*[(at, values[term]) for at, values in points if values.get(term) is not None], strict=True)
+        axes.plot(xs, ys, linewidth=1.2, label=term)
+        lowest = min(lowest, *ys)
+    if lowest > 0:
+        axes.set_yscale("log")
+    axes.set_title(name, fontsize=9, color=INK)
+    axes.set_xlabel("iteration", fontsize=8)
+    axes.legend(fontsize=7, frameon=False)
+    return _svg(figure, name)

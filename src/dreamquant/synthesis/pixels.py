@@ -1,0 +1,167 @@
+"""OptimizePixels: images by gradient descent on their pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from dreamquant.images import ImageBuffer, Images
+from dreamquant.losses.algebra import Loss, Objective
+from dreamquant.model import Model
+from dreamquant.optimizers import Adam, Cosine, Optimizer, pace
+from dreamquant.run import Run
+from dreamquant.synthesis.transforms import Transform, applied
+from dreamquant.trace import Trace, Watch
+
+
+class Synthesis(Protocol):
+    """Model -> Images."""
+
+    def __call__(self, model: Model, run: Run) -> Images: ...
+
+
+@dataclass(frozen=True)
+class NoImages:
+    """For recipes that need none."""
+
+    def __call__(self, model: Model, run: Run) -> Images:
+        return Images(torch.empty(0, *model.shape), torch.empty(0, dtype=torch.long))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Images of plain noise around the middle grey, with balanced labels: what dreaming must beat."""
+
+    count: int = 128
+    deviation: float = 0.25
+
+    def __call__(self, model: Model, run: Run) -> Images:
+        torch.manual_seed(run.number("noise"))
+        pixels = (0.5 + self.deviation * torch.randn(self.count, *model.shape)).clamp(0, 1)
+        return Images(model.normalise(pixels), balanced(self.count, model.classes)).to(model.device)
+
+
+def balanced(count: int, classes: int) -> Tensor:
+    """Labels of which every class has as many as every other, or one more; shuffled. (count,)"""
+    rounds = [torch.randperm(classes) for _ in range(-(-count // classes))]
+    return torch.cat(rounds)[:count][torch.randperm(count)]
+
+
+@dataclass(frozen=True)
+class UnitNoise:
+    """Start of the papers' code: N(0, 1) times `deviation` in the network's input space, free to leave the range of pixels."""
+
+    deviation: float = 1.0
+
+    def start(self, model: Model, count: int) -> Tensor:
+        return self.deviation * torch.randn(count, *model.shape)
+
+    def shown(self, model: Model, raw: Tensor) -> Tensor:
+        return raw
+
+    def keep(self, raw: Tensor) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class PixelRange:
+    """Pixels of [0, 1], clamped after every step: the same settings serve inputs of any scale (ours)."""
+
+    middle: float = 0.5
+    deviation: float = 0.25
+
+    def start(self, model: Model, count: int) -> Tensor:
+        return (self.middle + self.deviation * torch.randn(count, *model.shape)).clamp(0, 1)
+
+    def shown(self, model: Model, raw: Tensor) -> Tensor:
+        return model.normalise(raw)
+
+    def keep(self, raw: Tensor) -> None:
+        raw.clamp_(0, 1)
+
+
+class Space(Protocol):
+    """What is optimised: where it starts, what the network is shown of it, and what holds after every step."""
+
+    def start(self, model: Model, count: int) -> Tensor: ...
+
+    def shown(self, model: Model, raw: Tensor) -> Tensor: ...
+
+    def keep(self, raw: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class OptimizePixels:
+    """`count` images in equal batches of about `batch`, each descending `loss` for `iterations` steps.
+
+    Labels are balanced over all images. A batch stops early when its loss has not fallen by a thousandth of itself for
+    `patience` steps. Batches are saved as they finish, and inside, by the clock.
+    """
+
+    loss: Loss[Trace]
+    count: int = 512
+    batch: int = 128
+    iterations: int = 150
+    optimizer: Optimizer = Adam(0.05, (0.5, 0.9), Cosine())
+    transforms: tuple[Transform, ...] = ()
+    space: Space = PixelRange()
+    patience: int | None = None
+
+    def __call__(self, model: Model, run: Run) -> Images:
+        torch.manual_seed(run.number("labels"))
+        labels = balanced(self.count, model.classes).to(model.device)
+        chunks = labels.chunk(-(-self.count // self.batch))
+        buffer = ImageBuffer()
+        for number in run.loop("dreaming: batches", len(chunks), buffer=buffer):
+            buffer.add(self._batch(model, run, chunks[number]))
+        images = buffer.all()
+        if not images.pixels.isfinite().all():
+            raise FloatingPointError("dreamed images hold values that are not finite; lower synthesis.optimizer.lr")
+        return images
+
+    def _batch(self, model: Model, run: Run, labels: Tensor) -> Images:
+        torch.manual_seed(run.number("start"))
+        raw = nn.Parameter(self.space.start(model, len(labels)).to(model.device))
+        holder = nn.ParameterDict({"raw": raw})
+        optimizer = self.optimizer.on([raw])
+        objective = Objective(self.loss, model)
+        watch = Watch(model, objective.needs)
+        waiting = Waiting(self.patience)
+        live = {"holder": holder, "optimizer": optimizer, "objective": objective, "waiting": waiting}
+        for step in (loop := run.loop("dreaming", self.iterations, **live)):
+            shown = applied(self.transforms, self.space.shown(model, raw))
+            loss = objective(watch(Images(shown, labels)))
+            raw.grad = torch.autograd.grad(loss, raw)[0]
+            pace(optimizer, self.optimizer, step / self.iterations)
+            optimizer.step()
+            with torch.no_grad():
+                self.space.keep(raw)
+            loop.show(**objective.values)
+            if waiting.enough(float(loss.detach())):
+                loop.stop()
+        return Images(self.space.shown(model, raw).detach(), labels)
+
+
+class Waiting:
+    """Counts the steps since the loss last fell by a thousandth of itself. Live: saved by the loop."""
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience, self.best, self.count = patience, float("inf"), 0
+
+    def enough(self, loss: float) -> bool:
+        if loss < self.best * 0.999:
+            self.best, self.count = loss, 0
+        else:
+            self.count += 1
+        return self.patience is not None and self.count >= self.patience
+
+    def state_dict(self) -> dict[str, float]:
+        return {"best": self.best if self.best < float("inf") else -1.0, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.best, self.count = (state["best"] if state["best"] >= 0 else float("inf")), int(state["count"])
+

@@ -1,0 +1,93 @@
+"""Transforms: pixels -> pixels, (N, C, H, W) both, batched. Randomness comes from the seed of the loop's iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Transform = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Every image is mirrored left to right with probability one half."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        mirrored = (torch.rand(len(x), 1, 1, 1) < 0.5).to(x.device)
+        return torch.where(mirrored, x.flip(3), x)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Every image moves by up to `pixels` in both directions; what leaves on one side comes in mirrored at the other."""
+
+    pixels: int = 2
+
+    def __call__(self, x: Tensor) -> Tensor:
+        n, _, height, width = x.shape
+        reach = min(self.pixels, height - 1, width - 1)
+        if reach <= 0:
+            return x
+        big = F.pad(x, (reach,) * 4, mode="reflect")
+        top, left = (torch.randint(2 * reach + 1, (n,)) for _ in range(2))
+        rows = (top[:, None] + torch.arange(height)).to(x.device)
+        columns = (left[:, None] + torch.arange(width)).to(x.device)
+        number = torch.arange(n, device=x.device)[:, None, None]
+        return big.permute(0, 2, 3, 1)[number, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A random part of every image, `least` to all of its area, sides 3:4 to 4:3, enlarged to the old size (bilinear)."""
+
+    least: float = 0.5
+
+    def __call__(self, x: Tensor) -> Tensor:
+        n = len(x)
+        area = self.least + (1 - self.least) * torch.rand(n)
+        ratio = torch.exp((torch.rand(n) * 2 - 1) * torch.log(torch.tensor(4 / 3)))
+        height, width = ((area * r).sqrt().clamp_max(1) for r in (1 / ratio, ratio))
+        down, right = ((torch.rand(n) * 2 - 1) * (1 - side) for side in (height, width))
+        zero = torch.zeros(n)
+        affine = torch.stack([torch.stack([width, zero, right], 1), torch.stack([zero, height, down], 1)], 1).to(x)
+        return F.grid_sample(x, F.affine_grid(affine, list(x.shape), align_corners=False), "bilinear", "reflection", align_corners=False)
+
+
+@dataclass(frozen=True)
+class LowPass:
+    """Gaussian low-pass in the frequency domain (SynQ, Eq. 4): gain exp(-f^2 / 2 D0^2) at f cycles per image.
+
+    `cutoff` is D0 as a share of the width, because D0 in cycles means another blur at every resolution: SynQ's 80 at
+    224 pixels is 0.357; the same number of cycles would be a no-op at 32 pixels.
+    """
+
+    cutoff: float = 0.357
+
+    def __call__(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        down = torch.fft.fftfreq(height, device=x.device)  # cycles per pixel: f / W
+        right = torch.fft.rfftfreq(width, device=x.device)
+        gain = torch.exp(-(down[:, None].square() + right.square()) / (2 * self.cutoff**2))
+        return torch.fft.irfft2(torch.fft.rfft2(x) * gain, s=(height, width))
+
+
+@dataclass(frozen=True)
+class Sometimes:
+    """The transforms in turn, on the whole batch, with probability `share`; else nothing."""
+
+    share: float
+    transforms: tuple[Transform, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return applied(self.transforms, x) if torch.rand(()) < self.share else x
+
+
+def applied(transforms: tuple[Transform, ...], x: Tensor) -> Tensor:
+    """All transforms, one after the other."""
+    for transform in transforms:
+        x = transform(x)
+    return x

@@ -1,0 +1,233 @@
+"""From a module to a graph in one normal form: nothing in place, functional layers made modules, sizes constant.
+
+Every module keeps its name. What torch.fx cannot look into stays whole, runs in float, and is listed.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from dreamquant import graph as graphs
+
+IN_PLACE: dict[Any, Any] = {operator.iadd: operator.add, operator.imul: operator.mul}
+METHODS_IN_PLACE = {"add_": operator.add, "mul_": operator.mul, "relu_": F.relu, "clamp_": torch.clamp}
+FUNCTIONS_IN_PLACE = {torch.relu_: F.relu, F.relu_: F.relu, torch.sigmoid_: torch.sigmoid}
+
+
+class Attention(nn.Module):
+    """nn.MultiheadAttention written out with linears, so that they can be quantized. (B, T, D) -> (B, T, D), None."""
+
+    def __init__(self, whole: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.heads, self.batch_first = whole.num_heads, whole.batch_first
+        width = whole.embed_dim
+        self.qkv = nn.Linear(width, 3 * width, bias=whole.in_proj_bias is not None)
+        self.qkv.weight.data.copy_(whole.in_proj_weight.data)
+        if whole.in_proj_bias is not None:
+            self.qkv.bias.data.copy_(whole.in_proj_bias.data)
+        self.out_proj = nn.Linear(width, width, bias=whole.out_proj.bias is not None)
+        self.out_proj.load_state_dict(whole.out_proj.state_dict())
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = True, **_: Any) -> tuple[Tensor, None]:
+        b, t, d = query.shape
+        q, k, v = self.qkv(query).reshape(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(mixed.transpose(1, 2).reshape(b, t, d)), None
+
+
+def unfold_attention(net: nn.Module) -> None:
+    """Self-attention modules of torch.nn are replaced by ones that can be traced."""
+    for module in net.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.MultiheadAttention) and child.batch_first and child.in_proj_weight is not None and child.bias_k is None:
+                setattr(module, name, Attention(child))
+
+
+class Tracer(fx.Tracer):
+    """torch.fx, but modules in `whole` are not looked into."""
+
+    def __init__(self, whole: set[str]) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self.whole or super().is_leaf_module(m, module_qualified_name)
+
+
+def _culprit(net: nn.Module, error: BaseException) -> str:
+    """Name of the innermost module of `net` in whose forward tracing failed; empty for the network itself."""
+    names = {id(module): name for name, module in net.named_modules()}
+    found = ""
+    trace = error.__traceback__
+    while trace:
+        owner = trace.tb_frame.f_locals.get("self")
+        if trace.tb_frame.f_code.co_name == "forward" and isinstance(owner, nn.Module) and id(owner) in names:
+            found = names[id(owner)]
+        trace = trace.tb_next
+    return found
+
+
+def trace(net: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
+    """A traced copy of a network in normal form, and the modules left in float with the reason.
+
+    Raises ValueError where the network itself, not one of its modules, cannot be traced.
+    """
+    net = copy.deepcopy(net).float().eval().requires_grad_(False)
+    unfold_attention(net)
+    for module in net.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+    left: dict[str, str] = {}
+    while True:
+        try:
+            found = Tracer(set(left)).trace(net)
+            break
+        except Exception as error:
+            name = _culprit(net, error)
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+            if not name or name in left:
+                raise ValueError(
+                    f"{type(net).__name__} cannot be traced by torch.fx ({reason}); move the branch on data into a submodule, "
+                    "which may stay in float, or remove it from forward"
+                ) from None
+            left[name] = reason
+    result = fx.GraphModule(net, found)
+    _functional(result)
+    _simplify(result)
+    _modules_for_functions(result)
+    result.graph.lint()
+    result.recompile()
+    return result.eval().requires_grad_(False), left
+
+
+def _functional(net: fx.GraphModule) -> None:
+    for node in net.graph.nodes:
+        if node.op == "call_function":
+            node.target = IN_PLACE.get(node.target, FUNCTIONS_IN_PLACE.get(node.target, node.target))
+        elif node.op == "call_method" and node.target in METHODS_IN_PLACE:
+            node.op, node.target = "call_function", METHODS_IN_PLACE[node.target]
+        if "inplace" in node.kwargs:
+            node.kwargs = {**node.kwargs, "inplace": False}
+
+
+def _does_nothing(net: fx.GraphModule, node: fx.Node) -> bool:
+    """In eval mode: identities, dropout of any kind, and `contiguous` and the like."""
+    if node.op == "call_module":
+        module = net.get_submodule(str(node.target))
+        return isinstance(module, (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout)) or type(module).__name__ == "DropPath"
+    if node.op == "call_function":
+        return getattr(node.target, "__name__", "") in ("dropout", "stochastic_depth", "drop_path", "dropout2d", "feature_dropout")
+    return False
+
+
+def _simplify(net: fx.GraphModule) -> None:
+    for node in list(net.graph.nodes):
+        if node.op == "call_function" and getattr(node.target, "__name__", "") == "_assert":
+            net.graph.erase_node(node)
+        elif _does_nothing(net, node) and node.all_input_nodes:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            net.graph.erase_node(node)
+    net.graph.eliminate_dead_code()
+
+
+def _stored(net: fx.GraphModule, value: Any) -> Tensor | None:
+    """The tensor a get_attr node stands for; None for None."""
+    if not isinstance(value, fx.Node):
+        return None
+    if value.op != "get_attr":
+        raise LookupError(value.name)
+    owner, _, name = str(value.target).rpartition(".")
+    return getattr(net.get_submodule(owner) if owner else net, name)
+
+
+def _modules_for_functions(net: fx.GraphModule) -> None:
+    """conv2d, linear and batch_norm called with stored weights become modules, named after the owner of the weight."""
+    signatures = {
+        F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+        torch.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+        F.linear: ("input", "weight", "bias"),
+        F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    }
+    for node in list(net.graph.nodes):
+        names = signatures.get(node.target) if node.op == "call_function" else None
+        if names is None:
+            continue
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        try:
+            module = _batch_norm(net, given) if node.target is F.batch_norm else _layer(net, given, node.target is not F.linear)
+        except LookupError:
+            continue  # weights computed on the way: stays a function, in float
+        if module is None:
+            continue
+        key = "running_mean" if node.target is F.batch_norm else "weight"
+        owner = str(given[key].target).rpartition(".")[0] or node.name
+        name = owner if not _has_children_in_use(net, owner) else f"{owner}.{node.name}"
+        _put(net, name, module)
+        with net.graph.inserting_before(node):
+            new = net.graph.call_module(name, (given["input"],))
+        node.replace_all_uses_with(new)
+        net.graph.erase_node(node)
+    net.graph.eliminate_dead_code()
+
+
+def _has_children_in_use(net: fx.GraphModule, owner: str) -> bool:
+    """Whether replacing module `owner` would take away something the graph still calls."""
+    return any(n.op == "call_module" and str(n.target).startswith(owner + ".") for n in net.graph.nodes)
+
+
+def _put(net: fx.GraphModule, name: str, module: nn.Module) -> None:
+    owner, _, last = name.rpartition(".")
+    setattr(net.get_submodule(owner) if owner else net, last, module.eval().requires_grad_(False))
+
+
+def _layer(net: fx.GraphModule, given: dict[str, Any], convolution: bool) -> nn.Module | None:
+    weight, bias = _stored(net, given["weight"]), _stored(net, given.get("bias"))
+    if weight is None or (convolution and not isinstance(given.get("padding", 0), (int, tuple, str))):
+        return None
+    module: nn.Module
+    if convolution:
+        groups = given.get("groups", 1)
+        settings = {k: given[k] for k in ("stride", "padding", "dilation") if k in given}
+        module = nn.Conv2d(weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), groups=groups, bias=bias is not None, **settings)
+    else:
+        module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    module.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
+    return module
+
+
+def _batch_norm(net: fx.GraphModule, given: dict[str, Any]) -> nn.Module | None:
+    mean, var = _stored(net, given.get("running_mean")), _stored(net, given.get("running_var"))
+    if mean is None or var is None or given.get("training"):
+        return None
+    weight, bias = _stored(net, given.get("weight")), _stored(net, given.get("bias"))
+    module = nn.BatchNorm2d(len(mean), eps=given.get("eps", 1e-5))
+    ones, zeros = torch.ones_like(mean), torch.zeros_like(mean)
+    state = {"running_mean": mean, "running_var": var, "weight": ones if weight is None else weight, "bias": zeros if bias is None else bias}
+    module.load_state_dict(state, strict=False)
+    return module
+
+
+def values_at(net: fx.GraphModule, shape: tuple[int, ...], batch: int) -> dict[str, Any]:
+    """Every node's value on a batch of zeros."""
+    seen: dict[str, Any] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            seen[n.name] = super().run_node(n)
+            return seen[n.name]
+
+    with torch.no_grad():
+        Recorder(net).run(torch.zeros(batch, *shape))
+    return seen
+
+
+def fold_sizes(net: fx.GraphModule, shape: tuple[int, ...]) -> None:
+    """Sizes become constants, and nodes learn their shapes; see `graph.fold_constants`."""
+    graphs.fold_constants(net, lambda graph, batch: values_at(graph, shape, batch))

@@ -1,0 +1,336 @@
+"""The command line: what it promises to scripts, and how it tells mistakes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dreamquant import choose, job
+from dreamquant.cli import main, told
+from dreamquant.cli.bench import file_name
+from dreamquant.cli.demo import write_digits
+from dreamquant.folder import claimed, write_json
+from dreamquant.job import Job
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTRACT = {
+    "model", "recipe", "bits", "effort", "seed", "device", "seconds", "size_bytes", "fp", "quantized", "agreement", "kept", "provenance",
+}  # fmt: skip
+RTN = ["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--bits", "w4a4", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    write_digits(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """The folder of a finished job."""
+    folder = tmp_path_factory.mktemp("job") / "out"
+    assert main([*RTN, "--eval", str(digits), "--out", str(folder)]) == 0
+    return folder
+
+
+def failing(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The message of a command that must end with status 2 and without a traceback."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "Traceback" not in said
+    assert len(said.strip().splitlines()) <= 2, said
+    return said
+
+
+def run(argv: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run([sys.executable, "-m", "dreamquant.cli", *argv], capture_output=True, text=True, env=environment, **settings)
+
+
+# --- a job from end to end
+
+
+def test_quantize_fills_the_folder(made: Path) -> None:
+    assert {"model.safetensors", "result.json", "report.html"} <= {entry.name for entry in made.iterdir()}
+    assert not (made / ".work").exists()
+    assert not list(made.glob("*.part")) and not list(made.glob(".*.safetensors.*"))
+    result = json.loads((made / "result.json").read_text())
+    assert set(result) >= CONTRACT
+    assert set(result["seconds"]) >= {"synthesis", "quantize", "total"}
+    assert result["seconds"]["total"] == pytest.approx(sum(v for k, v in result["seconds"].items() if k != "total"))
+    assert result["size_bytes"]["quantized"] == (made / "model.safetensors").stat().st_size < result["size_bytes"]["fp32"] / 3
+    assert result["fp"]["top1"] > 0.95
+    for share in (result["quantized"]["top1"], result["agreement"], result["kept"], result["deployed"]["top1"]):
+        assert 0.5 < share <= 1
+    assert result["provenance"]["seed"] == 0 and "rtn" in result["provenance"]["recipe"]
+    page = (made / "report.html").read_text()
+    assert "<svg" in page and "conv1" in page
+
+
+def test_the_noise_of_each_layer_is_measured(made: Path) -> None:
+    details = json.loads((made / "report.json").read_text())
+    assert len(details["layers"]) == 8  # seven convolutions and a linear layer
+    assert all(5 < layer["sqnr_db"] < 60 for layer in details["layers"])
+    assert {layer["weight_bits"] for layer in details["layers"]} == {4}
+    assert sum(layer["bytes"] for layer in details["layers"]) < (made / "model.safetensors").stat().st_size
+
+
+def test_the_same_command_again_shows_the_result(made: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stamp = (made / "result.json").stat().st_mtime_ns
+    assert main([*RTN, "--eval", str(digits), "--out", str(made)]) == 0
+    said = capsys.readouterr()
+    assert "finished result of this command" in said.err and "accuracy, quantized" in said.out
+    assert (made / "result.json").stat().st_mtime_ns == stamp
+
+
+def test_another_command_does_not_touch_the_folder(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = failing([*RTN, "--seed", "1", "--out", str(made)], capsys)
+    assert "another command (seed differs)" in said and "--out" in said
+    assert "recipe differs" in failing([*RTN, "--ends", "8", "--out", str(made)], capsys)
+
+
+def test_evaluation_can_be_added_later(made: Path, digits: Path, tmp_path: Path) -> None:
+    before = tmp_path / "out"
+    assert main([*RTN, "--out", str(before)]) == 0
+    result = json.loads((before / "result.json").read_text())
+    assert result["fp"] is None and result["quantized"] is None and result["agreement"] is None and result["kept"] is None
+    weights = (before / "model.safetensors").read_bytes()
+    assert weights == (made / "model.safetensors").read_bytes()  # same seed, same machine, same bits
+    assert main([*RTN, "--eval", str(digits), "--out", str(before)]) == 0
+    after = json.loads((before / "result.json").read_text())
+    assert after["quantized"] == json.loads((made / "result.json").read_text())["quantized"]
+    assert (before / "model.safetensors").read_bytes() == weights
+
+
+def test_evaluate_export_and_report(made: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(made, folder)
+    assert main(["evaluate", str(folder), "--eval", str(digits)]) == 0
+    said = capsys.readouterr().out
+    result = json.loads((made / "result.json").read_text())
+    assert f"{100 * result['quantized']['top1']:.1f} %" in said and "kept" in said
+    assert main(["evaluate", "zoo:resnet-digits", "--eval", str(digits)]) == 0
+    assert f"{100 * result['fp']['top1']:.1f} %" in capsys.readouterr().out
+    (folder / "report.html").unlink()
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").read_text() == (made / "report.html").read_text()
+    assert main(["export", str(folder), "--to", "onnx", "--check"]) == 0
+    assert (folder / "model.onnx").stat().st_size > 1000
+
+
+def test_a_killed_job_goes_on(tmp_path: Path) -> None:
+    """Killed in the middle, the same command ends with the same bytes as a run that was left alone."""
+    argv = ["quantize", "zoo:resnet-digits", "--recipe", "zeroq", "--device", "cpu"]
+    small = ["--set", "synthesis.count=32", "--set", "synthesis.batch=16", "--set", "synthesis.iterations=60"]
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    assert main([*argv, *small, "--out", str(alone)]) == 0
+    command = [sys.executable, "-m", "dreamquant.cli", *argv, *small, "--out", str(killed)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(killed.glob(".work/**/*.safetensors")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert main([*argv, *small, "--out", str(killed)]) == 0
+    for file in ("model.safetensors", "images/images.safetensors"):
+        assert (alone / file).read_bytes() == (killed / file).read_bytes()
+
+
+def test_given_images_are_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["quantize", "zoo:resnet-digits", "--recipe", "zeroq", "--device", "cpu"]
+    small = ["--set", "synthesis.count=32", "--set", "synthesis.batch=32", "--set", "synthesis.iterations=5"]
+    assert main([*argv, *small, "--out", str(tmp_path / "first")]) == 0
+    given = ["--images", str(tmp_path / "first" / "images")]
+    assert main([*argv, *given, "--out", str(tmp_path / "second")]) == 0
+    first, second = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("first", "second"))
+    assert first["images"] == second["images"] and first["images"]["count"] == 32
+    assert (tmp_path / "second" / "images" / "preview.png").exists()
+    said = failing([*argv, "--images", str(tmp_path), "--out", str(tmp_path / "third")], capsys)
+    assert "no dreamed images" in said
+
+
+def test_bench_writes_one_file_a_job_and_skips_it(tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = tmp_path / "grid.py"
+    jobs = f"[Job('zoo:resnet-digits', 'rtn', bits, eval={str(digits)!r}) for bits in ('w8a8', 'w4a4')]"
+    grid.write_text(f"from dreamquant.job import Job\n\ndef few():\n    return {jobs}\n")
+    out = tmp_path / "results"
+    assert main(["bench", f"{grid}:few", "--out", str(out)]) == 0
+    files = sorted(out.glob("*.json"))
+    assert [file.name[:32] for file in files] == ["zoo_resnet-digits-rtn-w4a4-fast-", "zoo_resnet-digits-rtn-w8a8-fast-"]
+    written = json.loads(files[0].read_text())
+    assert set(written) >= CONTRACT | {"commit", "job", "cores"}
+    assert str(tmp_path) not in files[0].read_text() and str(digits.parent) not in files[0].read_text()
+    stamps = [file.stat().st_mtime_ns for file in files]
+    assert main(["bench", f"{grid}:few", "--out", str(out)]) == 0
+    assert [file.stat().st_mtime_ns for file in files] == stamps
+    assert "w8a8" in capsys.readouterr().out
+    assert "no function 'grid'" in failing(["bench", str(grid), "--out", str(out)], capsys)
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["quantize", "zoo:nothing"], "nothing"),
+        (["quantize", "zoo:resnet-digits", "--recipe", "syng"], "did you mean synq"),
+        (["quantize", "zoo:resnet-digits", "--recipe", "nonsense_on:rtn"], "unknown recipe modifier"),
+        (["quantize", "zoo:resnet-digits", "--recipe", "absent.py:mine"], "no file absent.py"),
+        (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--bits", "four"], "four"),
+        (["quantize", "zoo:resnet-digits", "--effort", "slow"], "slow"),
+        (["quantize", "zoo:resnet-digits", "--seed", "x"], "--seed"),
+        (["quantize", "zoo:resnet-digits", "--nonsense"], "--nonsense"),
+        (["quantize", "zoo:resnet-digits", "--shape", "3,32"], "--shape '3,32'"),
+        (["quantize", "zoo:resnet-digits", "--mean", "a"], "--mean 'a'"),
+        (["quantize", "zoo:resnet-digits", "--device", "tpu"], "choose auto, cpu, cuda"),
+        (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--eval", "absent.npz"], "absent.npz"),
+        (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--set", "synthesis"], "part.field=value"),
+        (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--set", "synthesis.nothing=1"], "nothing"),
+        (["quantize"], "MODEL"),
+        (["evaluate", "zoo:resnet-digits"], "--eval"),
+        (["export", "absent"], "is not the folder of a result"),
+        (["report", "absent"], "is not the folder of a result"),
+        (["recipes", "absent"], "absent"),
+        (["bench", "absent.py", "--out", "results"], "absent.py"),
+        (["nonsense"], "nonsense"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes_are_told_in_a_line(
+    argv: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert expected in failing(argv, capsys)
+    assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+def test_folders_that_are_not_ours_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert "did not write" in failing([*RTN, "--out", str(tmp_path)], capsys)
+    assert "is a file" in failing([*RTN, "--out", str(tmp_path / "thesis.tex")], capsys)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_one_folder_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with claimed(tmp_path / "out"):
+        assert "in use" in failing([*RTN, "--out", str(tmp_path / "out")], capsys)
+    with (tmp_path / "out" / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free again
+
+
+def test_full_disk_nan_and_interruption(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def raising(error: BaseException) -> None:
+        def stop(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(job, "_quantize", stop)
+
+    argv = [*RTN, "--out", str(tmp_path / "out")]
+    raising(OSError(errno.ENOSPC, "No space left on device"))
+    assert "no space left" in failing(argv, capsys)
+    error = FloatingPointError("loss term KL is not finite in pixels.3")
+    error.add_note("step 2 of rtn: FineTune")
+    raising(error)
+    said = failing(argv, capsys)
+    assert "loss term KL" in said and "step 2 of rtn" in said
+    raising(KeyboardInterrupt())
+    assert main(argv) == 130
+    assert "the same command resumes" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(argv) == 0  # what stopped before does not stand in the way
+
+
+def test_our_own_errors_keep_their_traceback() -> None:
+    assert told(KeyError("x")) is None and told(RuntimeError("x")) is None
+
+
+def test_recipes_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import dreamquant.recipes as r\n\ndef plain(bits='w4a4'):\n    return r.rtn(bits)\n\ndef wrong():\n    return 3\n")
+    assert choose.chosen(f"{file}:plain", "w8a8", "fast", None) == choose.chosen("rtn", "w8a8", "fast", None)
+    with pytest.raises(ValueError, match="takes no ends"):
+        choose.chosen(f"{file}:plain", "w8a8", "fast", 8)
+    with pytest.raises(ValueError, match="takes no bits"):
+        choose.chosen(f"{file}:wrong", "w8a8", "fast", None)
+    with pytest.raises(ValueError, match="it has plain, wrong"):
+        choose.chosen(f"{file}:nothing", "w4a4", "fast", None)
+    file.write_text("import nothing_of_that_name\n")
+    with pytest.raises(ValueError, match="ModuleNotFoundError"):
+        choose.chosen(f"{file}:plain", "w4a4", "fast", None)
+
+
+def test_modifiers_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    monkeypatch.setattr(choose, "modifiers", lambda: {"louder": lambda recipe: replace(recipe, name=f"louder:{recipe.name}")})
+    assert choose.chosen("louder:rtn", "w4a4", "fast", None).name == "louder:rtn"
+    with pytest.raises(ValueError, match="did you mean louder"):
+        choose.chosen("loudr:rtn", "w4a4", "fast", None)
+    with pytest.raises(ValueError, match="unknown recipe 'rtnn'"):
+        choose.chosen("louder:rtnn", "w4a4", "fast", None)
+
+
+# --- the rest
+
+
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    assert {"dream", "rtn", "synq"} <= {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert main(["recipes", "rtn"]) == 0
+    assert "Recipe(name='rtn'" in capsys.readouterr().out
+
+
+def test_the_readme_lists_the_recipes_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """`dreamquant recipes --markdown` writes the table between the marks."""
+    assert main(["recipes", "--markdown"]) == 0
+    _, between, _ = (ROOT / "README.md").read_text().split("<!-- recipes -->")
+    assert between.strip() == capsys.readouterr().out.strip()
+
+
+def test_default_folders_tell_jobs_apart() -> None:
+    assert Job("timm:resnet18", ends=8).folder() == Path("dreamquant-out/timm_resnet18-dream-w4a4-ends8")
+    assert Job("nets/mine.py:factory", "synq_on:rtn").folder() == Path("dreamquant-out/mine-synq_on_rtn-w4a4")
+    assert file_name(Job("m")) != file_name(Job("m", set=("synthesis.iterations=3",)))
+
+
+def test_json_never_holds_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": [float("nan"), 1.5], "b": float("inf"), "c": np.float64(2.0).item()})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5], "b": None, "c": 2.0}
+
+
+def test_devices() -> None:
+    assert job.device_of("cpu") == "cpu"
+    assert job.device_of("auto") in ("cpu", "cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="torch sees 0 CUDA devices"):
+            job.device_of("cuda:0")
+
+
+def test_help_answers_without_torch() -> None:
+    answer = run(["--help"], check=True)
+    for command in ("quantize", "evaluate", "export", "report", "recipes", "bench", "demo"):
+        assert command in answer.stdout
+    loaded = "import sys, dreamquant.cli; assert 'torch' not in sys.modules, 'the command line loads torch before it is needed'"
+    subprocess.run([sys.executable, "-c", loaded], check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
+    answer = run(["quantize", "zoo:resnet-digits", "--recipe", "nothing"], cwd=tmp_path)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: unknown recipe 'nothing'") and answer.stdout == ""

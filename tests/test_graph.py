@@ -1,0 +1,212 @@
+"""Tracing into normal form, and what the graph knows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from dreamquant import Images, Model, graph
+from dreamquant.quant.ranges import LpSearch
+from dreamquant.quant.scheme import Scheme, scheme_of
+from dreamquant.quant.student import convert
+from dreamquant.steps.calibrate import Calibrate, NarrowWeightRanges, SetWeightRanges
+from dreamquant.steps.correct import CorrectBias, channel_means
+from dreamquant.run import Run
+from dreamquant.trace import Watch
+
+FACTS = ((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
+
+
+class Functional(nn.Module):
+    """Everything by functions and in place, with weights used directly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.weight = nn.Parameter(torch.randn(8, 8, 3, 3) / 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm
+        x = F.batch_norm(self.conv(x), n.running_mean, n.running_var, n.weight, n.bias, False, 0.1, n.eps)
+        y = F.relu(x, inplace=True)
+        x = F.conv2d(y, self.weight, None, padding=1)
+        x += y
+        x = F.dropout(torch.relu_(x), 0.5, self.training)
+        return self.head(x.mean((2, 3)).view(x.size(0), -1))
+
+
+class Branching(nn.Module):
+    """A submodule that looks at values: torch.fx cannot follow it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x * 3
+
+
+def test_functions_become_modules_and_nothing_is_in_place() -> None:
+    torch.manual_seed(0)
+    net = Functional().eval()
+    model = Model.from_module(net, *FACTS)
+    x = torch.randn(3, 3, 16, 16)
+    assert torch.equal(model(x), net(x))
+    assert [graph.kind(model.net, n) for n in graph.of_kind(model.net, "conv", "bn", "linear")] == ["conv", "bn", "conv", "linear"]
+    seen = Watch(model, frozenset({"activations", "bn"}))(Images(x, torch.zeros(3, dtype=torch.long)))
+    assert all((a >= 0).all() for a in seen.at["activations"]), "no activation was changed after it was returned"
+
+
+def test_a_module_that_cannot_be_traced_stays_whole_and_is_listed() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Branching(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    model = Model.from_module(net, *FACTS)
+    assert list(model.left_in_float) == ["1"] and "TraceError" in model.left_in_float["1"]
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(model(x), net(x))
+
+
+def test_a_network_that_cannot_be_traced_says_why() -> None:
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ValueError, match=r"Root cannot be traced by torch\.fx"):
+        Model.from_module(Root(), *FACTS)
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (nn.Conv2d(3, 4, 3), r"not \(2, classes\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(5, 3)), r"does not take inputs of shape \(3, 16, 16\)"),
+    ],
+)
+def test_networks_that_do_not_classify(net: nn.Module, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Model.from_module(net, *FACTS)
+
+
+def test_nan_weights_are_named(tiny_net: nn.Module) -> None:
+    next(tiny_net.parameters()).data[0] = float("nan")
+    with pytest.raises(ValueError, match="conv.*NaN"):
+        Model.from_module(tiny_net, *FACTS)
+
+
+def test_attention_is_unfolded_exactly() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 12, 4, 4)
+            self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+            self.head = nn.Linear(12, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            x, _ = self.attention(x, x, x, need_weights=False)
+            return self.head(x.mean(1))
+
+    net = Tokens().eval()
+    model = Model.from_module(net, *FACTS)
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.allclose(model(x), net(x), atol=1e-5)
+    assert len(convert(model, scheme_of("w8a8")).layers()) == 4
+
+
+@pytest.fixture
+def model(tiny_net: nn.Module) -> Model:
+    return Model.from_module(tiny_net, *FACTS)
+
+
+def test_units_cover_the_network_in_order(model: Model) -> None:
+    x = torch.randn(2, 3, 16, 16)
+    value = x
+    pieces = graph.units(model.net)
+    for (into, out), following in zip(pieces, [*pieces[1:], None], strict=True):
+        value = graph.cut_out(model.net, (into,), out)(value)
+        assert following is None or following[0] == out
+    assert torch.allclose(value, model(x), atol=1e-5)
+
+
+def test_the_tail_from_saliency_gives_the_logits(model: Model) -> None:
+    seen = Watch(model, frozenset({"saliency"}))(Images(torch.randn(2, 3, 16, 16), torch.zeros(2, dtype=torch.long)))
+    assert torch.allclose(seen.watch.tail(*seen.at["saliency"]), seen.logits, atol=1e-5)
+
+
+def test_watching_does_not_change_the_network(model: Model) -> None:
+    x = torch.randn(4, 3, 16, 16)
+    seen = Watch(model, frozenset({"bn", "blocks", "features"}))(Images(x, torch.zeros(4, dtype=torch.long)))
+    assert torch.allclose(seen.logits, model(x), atol=1e-4)
+    assert set(seen.moments) == set(model.points["bn"])
+
+
+def test_gradients_through_the_moments_are_those_of_autograd(model: Model) -> None:
+    x = torch.randn(3, 3, 16, 16, dtype=torch.double, requires_grad=True)
+    model.net.double()
+    bn = model.net.get_submodule(str(graph.of_kind(model.net, "bn")[0].target))
+    watch = Watch(model, frozenset({"bn"}))
+    seen = watch(Images(x, torch.zeros(3, dtype=torch.long)))
+    name = model.points["bn"][0]
+    got = torch.autograd.grad(seen.moments[name].second.sum() + seen.moments[name].first.square().sum() + seen.logits.sum(), x)[0]
+    conv = graph.named(model.net, name).all_input_nodes[0]
+    before = graph.cut_out(model.net, ("x",), conv.name)(x)
+    assert isinstance(bn, nn.BatchNorm2d) and bn.running_mean is not None and bn.running_var is not None
+    z = (before - bn.running_mean.view(1, -1, 1, 1)) / (bn.running_var + bn.eps).sqrt().view(1, -1, 1, 1)
+    want = torch.autograd.grad(z.square().mean((2, 3)).sum() + z.mean((2, 3)).square().sum() + model.net(x).sum(), x)[0]
+    assert torch.allclose(got, want, atol=1e-8)
+
+
+def test_paper_placement_leaves_image_averages_and_branch_ends_in_float(model: Model) -> None:
+    student = convert(model, scheme_of("w4a4"))
+    live = {name for name, q in student.activation_quantizers().items() if q.live}
+    assert live == set(model.points["activations"])
+    everything = convert(model, Scheme(scheme_of("w4a4").weights, scheme_of("w4a4").activations, placement="deploy"))
+    assert all(q.live for q in everything.activation_quantizers().values())
+    assert len(everything.activation_quantizers()) > len(live)
+
+
+def test_ends_give_the_first_and_last_layer_eight_bits(model: Model) -> None:
+    layers = convert(model, scheme_of("w3a3", ends=8)).layers()
+    bits = [layer.quantizer.format.bits for layer in layers.values()]
+    assert bits[0] == bits[-1] == 8 and set(bits[1:-1]) == {3}
+
+
+def calibrated(model: Model, bits: str) -> tuple[object, Images]:
+    images = Images(torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 10)
+    student = convert(model, scheme_of(bits))
+    Calibrate(LpSearch())(student, model, images, Run())
+    return student, images
+
+
+def test_eight_bits_are_close_and_three_are_not(model: Model) -> None:
+    errors = {}
+    for bits in ("w8a8", "w3a3"):
+        student, images = calibrated(model, bits)
+        with torch.no_grad():
+            errors[bits] = float((student.net(images.pixels) - model(images.pixels)).norm() / model(images.pixels).norm())  # type: ignore[attr-defined]
+    assert errors["w8a8"] < 0.05 < errors["w3a3"]
+
+
+def test_bias_correction_restores_every_mean(model: Model) -> None:
+    student, images = calibrated(model, "w2a8")
+    names = [n.name for n in graph.of_kind(model.net, "bn")]
+    wanted = channel_means(model.net, names, images.pixels)
+
+    def off() -> float:
+        got = channel_means(student.net, names, images.pixels)  # type: ignore[attr-defined]
+        return max(float((got[name] - wanted[name]).abs().max()) for name in names)
+
+    before = off()
+    CorrectBias(count=32)(student, model, images, Run())  # type: ignore[arg-type]
+    assert off() < 1e-3 < before
+
+
+def test_weight_ranges_lower_the_error_of_weights(model: Model) -> None:
+    def error(step: object) -> float:
+        student = convert(model, scheme_of("w3a8"))
+        if step:
+            step(student, model, Images(torch.empty(0), torch.empty(0)), Run())  # type: ignore[operator]
+        return sum(float((layer.quantizer(layer.weight) - layer.weight).square().sum()) for layer in student.layers().values())
+
+    plain, fixed, following = error(None), error(SetWeightRanges(LpSearch(2.0))), error(NarrowWeightRanges(LpSearch(2.0)))
+    assert fixed < plain and following < plain

@@ -1,0 +1,145 @@
+"""The report: a page that stands alone, from what is in a folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from dreamquant.report import write_report
+from dreamquant.report.layers import decibels
+from dreamquant.report.page import headline, kilobytes, percent
+from dreamquant.report.pictures import curve_chart, noise_chart, sheet
+
+RESULT: dict[str, Any] = {
+    "model": "zoo:<b>net</b>",
+    "recipe": "rtn",
+    "bits": "w4a4",
+    "ends": None,
+    "effort": "fast",
+    "seed": 3,
+    "device": "cpu",
+    "seconds": {"synthesis": 61.0, "quantize": 9.5, "total": 70.5},
+    "size_bytes": {"fp32": 1_200_000, "quantized": 150_000},
+    "fp": {"top1": 0.9123},
+    "quantized": {"top1": 0.8876},
+    "agreement": 0.93,
+    "kept": 0.951,
+    "deployed": {"top1": 0.8811, "agreement_with_simulation": 0.99},
+    "eval": "digits.npz",
+    "unreadable": [],
+    "notes": ["the student ended below round-to-nearest"],
+    "left_in_float": {},
+    "layers": 2,
+    "provenance": {"recipe": "Recipe(name='rtn')", "seed": 3},
+}
+LAYERS = [
+    {"name": "conv1", "kind": "conv2d", "shape": [16, 3, 3, 3], "weight_bits": 4, "activation_bits": 8, "bytes": 300, "sqnr_db": 24.25},
+    {"name": "fc", "kind": "linear", "shape": [10, 64], "weight_bits": 4, "activation_bits": None, "bytes": 400, "sqnr_db": None},
+]
+DETAILS: dict[str, Any] = {
+    "command": "dreamquant quantize zoo:net",
+    "device": "cpu",
+    "seconds": {"synthesis": 61.0, "quantize": 9.5},
+    "notes": [],
+    "curves": {"pixels": [[0, {"BatchNorm": 3.0}], [50, {"BatchNorm": 1.0}], [100, {"BatchNorm": 0.5}]], "one point": [[0, {"a": 1.0}]]},
+    "placement": "paper",
+    "images": {"count": 20, "digest": "abc123"},
+    "left_in_float": {"head.norm": "a layer norm has no integer form"},
+    "layers": LAYERS,
+    "measured_on": "64 dreamed images",
+}
+
+
+def make_folder(folder: Path, result: dict[str, Any] = RESULT, details: dict[str, Any] = DETAILS) -> Path:
+    (folder / "images").mkdir(parents=True)
+    sheet(torch.rand(20, 1, 8, 8), torch.arange(20) % 10, folder / "images" / "preview.png")
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "report.json").write_text(json.dumps(details))
+    return folder
+
+
+def test_the_page_tells_numbers_layers_and_provenance(tmp_path: Path) -> None:
+    page = write_report(make_folder(tmp_path / "job")).read_text()
+    for expected in (
+        "91.2 %",
+        "88.8 %",
+        "88.1 %",
+        "95.1 %",
+        "conv1",
+        "24.2",
+        "16 × 3 × 3 × 3",
+        "8.0 times less",
+        "1 min 10 s",
+        "head.norm",
+    ):
+        assert expected in page, expected
+    assert "the student ended below round-to-nearest" in page
+    assert "as in the papers" in page
+    assert "Recipe(name=" in page and "dreamquant quantize zoo:net" in page
+
+
+def test_the_page_stands_alone_and_escapes_what_it_is_given(tmp_path: Path) -> None:
+    page = write_report(make_folder(tmp_path / "job")).read_text()
+    assert "zoo:<b>net" not in page and "zoo:&lt;b&gt;net" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "<script" not in page and "@import" not in page
+    assert page.count("<svg") == 2  # layers, and the one phase that has a curve
+
+
+def test_without_evaluation_the_page_says_how_to_get_it(tmp_path: Path) -> None:
+    nothing = {"fp": None, "quantized": None, "agreement": None, "kept": None, "deployed": None, "eval": None}
+    page = write_report(make_folder(tmp_path / "job", {**RESULT, **nothing})).read_text()
+    assert "--eval DATA" in page and "agreement" not in page
+
+
+def test_equal_folders_give_equal_pages(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = make_folder(tmp_path / "a")
+    torch.manual_seed(0)
+    second = make_folder(tmp_path / "b")
+    assert write_report(first).read_bytes() == write_report(second).read_bytes()
+
+
+def test_a_folder_without_a_result_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="result.json is missing"):
+        write_report(tmp_path)
+
+
+def test_headline_leaves_out_what_was_not_measured() -> None:
+    rows = headline({**RESULT, "fp": None})
+    assert [what for what, _, _ in rows] == ["size", "time"]
+    assert percent(None) == "–" and percent(1.0) == "100.0 %"
+    assert kilobytes(1_500_000) == "1.50 MB" and kilobytes(2_500) == "2.5 kB"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_the_sheet_is_sorted_by_class_and_enlarged(tmp_path: Path, channels: int) -> None:
+    classes = torch.tensor([1, 0, 1, 0])
+    pixels = classes.float().view(-1, 1, 1, 1).expand(4, channels, 8, 8)  # class 1 is white
+    sheet(pixels, classes, tmp_path / "p.png", columns=2)
+    picture = Image.open(tmp_path / "p.png").convert("L")
+    width, height = picture.size
+    assert min(width, height) > 2 * 40
+    assert picture.getpixel((5, 5)) == picture.getpixel((width - 5, 5)) == 0
+    assert picture.getpixel((5, height - 5)) == 255
+
+
+def test_charts() -> None:
+    assert noise_chart([{"name": "a", "sqnr_db": None}]) == ""
+    assert "layer&lt;1&gt;" in noise_chart([{"name": "layer<1>", "sqnr_db": 12.0}])
+    assert curve_chart("x", [(0, {"a": 1.0})]) == ""
+    assert "<svg" in curve_chart("x", [(0, {"a": 1.0}), (1, {"a": -1.0, "b": 2.0}), (2, {})])
+
+
+def test_decibels() -> None:
+    signal = torch.full((100,), 10.0)
+    assert decibels(signal, signal + 1.0) == pytest.approx(20.0)
+    assert decibels(signal, signal) is None
+    assert decibels(torch.zeros(3), torch.ones(3)) is None
+    assert decibels(signal, signal * torch.nan) is None

@@ -1,0 +1,175 @@
+"""Loops: seeded, saved, resumed after a kill at any place; recipes give the same bits again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+
+from dreamquant import Images, Model, Run, recipes
+from dreamquant.losses.image import BatchNormDeviation
+from dreamquant.optimizers import Adam, Cosine, Decay, Sgd, pace
+from dreamquant.recipe import Recipe, changed, scaled
+from dreamquant.run import Loop
+from dreamquant.synthesis.pixels import OptimizePixels, balanced
+
+SMALL = {"synthesis.count": "20", "synthesis.batch": "8", "synthesis.iterations": "3", "steps.FineTune.iterations": "4"}
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing in the package may catch it."""
+
+
+@pytest.fixture
+def model(tiny_net: nn.Module) -> Model:
+    return Model.from_module(tiny_net, (3, 16, 16), (0.5,) * 3, (0.25,) * 3)
+
+
+def small(name: str, bits: str = "w3a3") -> Recipe:
+    recipe = recipes.find(name)(bits=bits)
+    for key, value in SMALL.items():
+        if key.split(".")[0] != "steps" or any(type(s).__name__ == "FineTune" for s in recipe.steps):
+            recipe = changed(recipe, f"{key}={value}") if hasattr(recipe.synthesis, "iterations") else recipe
+    return recipe
+
+
+def killing_after(count: int) -> Callable[[Loop, int], None]:
+    """A replacement for Loop.save that dies after `count` saves, as an interrupted process would."""
+    real, left = Loop.save, [count]
+
+    def save(self: Loop, following: int) -> None:
+        real(self, following)
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+
+    return save
+
+
+@pytest.mark.parametrize("name", ["synq", "dream"])
+@pytest.mark.parametrize("count", [0, 2, 5, 9, 14])
+def test_a_killed_run_continues_to_the_same_bits(name: str, count: int, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    whole = small(name)(model, run=Run(1, tmp_path / "whole", save_every=0.0))(x)
+    monkeypatch.setattr(Loop, "save", killing_after(count))
+    with pytest.raises(Killed):
+        small(name)(model, run=Run(1, tmp_path / "killed", save_every=0.0))
+    monkeypatch.undo()
+    resumed = small(name)(model, run=Run(1, tmp_path / "killed", save_every=0.0))(x)
+    assert torch.equal(whole, resumed)
+
+
+def test_the_seed_decides(model: Model) -> None:
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    first, same, other = (small("distill")(model, seed=seed)(x) for seed in (0, 0, 1))
+    assert torch.equal(first, same) and not torch.equal(first, other)
+
+
+def test_iterations_are_seeded_by_their_place() -> None:
+    def draws(run: Run, start: int) -> list[float]:
+        return [float(torch.rand(())) for number in run.loop("x", 5) if number >= start]
+
+    assert draws(Run(0), 0)[2:] == draws(Run(0), 2)
+    assert draws(Run(0), 0) != draws(Run(1), 0)
+
+
+def test_a_value_that_is_not_finite_stops_and_names_the_term() -> None:
+    with pytest.raises(FloatingPointError, match="HardLabel"):
+        for _ in (loop := Run().loop("fine-tuning", 3)):
+            loop.show(SoftLabel=torch.tensor(1.0), HardLabel=torch.tensor(float("nan")))
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(ValueError, match=r"x\.safetensors is damaged"):
+        list(Run(folder=tmp_path).loop("x", 3))
+
+
+def test_loops_that_stop_early_stay_stopped(tmp_path: Path) -> None:
+    seen = []
+    for number in (loop := Run(folder=tmp_path).loop("x", 10)):
+        seen.append(number)
+        if number == 3:
+            loop.stop()
+    assert seen == [0, 1, 2, 3]
+    assert list(Run(folder=tmp_path).loop("x", 10)) == []
+
+
+@pytest.mark.parametrize("count", [100, 7, 128])
+def test_any_number_of_images_is_dreamed_with_balanced_labels(count: int, model: Model) -> None:
+    images = OptimizePixels(BatchNormDeviation(), count=count, batch=32, iterations=1)(model, Run())
+    assert images.pixels.shape == (count, 3, 16, 16)
+    counts = images.labels.bincount(minlength=10)
+    assert counts.max() - counts.min() <= 1
+    shown = model.pixels(images.pixels)
+    assert torch.allclose(model.normalise(shown), images.pixels, atol=1e-5), "pixels stay within [0, 1]"
+
+
+def test_dreaming_lowers_its_loss_and_stops_early(model: Model) -> None:
+    run = Run()
+    OptimizePixels(BatchNormDeviation(), count=8, batch=8, iterations=40)(model, run)
+    curve = [values["BatchNormDeviation"] for _, values in next(iter(run.curves.values()))]
+    assert curve[-1] < 0.7 * curve[0]
+    run = Run()
+    OptimizePixels(BatchNormDeviation(), count=8, batch=8, iterations=200, optimizer=Adam(0.0), patience=3)(model, run)
+    assert max(number for number, _ in next(iter(run.curves.values()))) <= 4
+
+
+def test_batches_drop_nothing_and_are_full() -> None:
+    images = Images(torch.arange(10.0).view(10, 1, 1, 1), torch.arange(10))
+    seen = torch.cat([images.batch(number, 4).labels for number in range(5)])
+    assert len(seen) == 20 and seen.bincount().tolist() == [2] * 10
+    assert torch.equal(images.batch(3, 4, seed=5).labels, images.batch(3, 4, seed=5).labels)
+
+
+def test_images_keep_when_saved(tmp_path: Path) -> None:
+    images = Images(torch.randn(5, 1, 4, 4), torch.arange(5), {"style": torch.arange(5)})
+    images.save(tmp_path)
+    back = Images.load(tmp_path)
+    assert torch.equal(back.pixels, images.pixels) and back.digest == images.digest and torch.equal(back.facts["style"], torch.arange(5))
+    with pytest.raises(ValueError, match="no dreamed images"):
+        Images.load(tmp_path / "nowhere")
+
+
+def test_labels_are_balanced() -> None:
+    assert balanced(25, 10).bincount(minlength=10).max() == 3
+
+
+def test_settings_change_one_field_and_say_what_exists() -> None:
+    recipe = recipes.find("synq")()
+    assert changed(recipe, "steps.FineTune.learn.optimizer.lr=1e-5").steps[1].learn.optimizer.lr == 1e-5
+    assert changed(recipe, "synthesis.loss.ClassTarget.focus=2").synthesis.loss.terms[1][1].focus == 2.0
+    for bad, message in (
+        ("synthesis.itterations=3", "it has loss, count"),
+        ("synthesis.iterations=many", "wants int"),
+        ("steps.Reconstruct.batch=3", "choose one of Calibrate, FineTune"),
+        ("synthesis.optimizer=3", "is a part"),
+        ("synthesis", "part.field=value"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            changed(recipe, bad)
+
+
+def test_scaled_changes_every_iterations_field() -> None:
+    recipe = scaled(recipes.find("distill")(), 0.1)
+    assert (recipe.synthesis.iterations, recipe.steps[1].iterations) == (15, 40)
+
+
+def test_schedules() -> None:
+    assert [round(Decay((0.5,), 0.1)(done), 3) for done in (0.0, 0.49, 0.5, 1.0)] == [1, 1, 0.1, 0.1]
+    assert Cosine()(0.0) == 1 and abs(Cosine()(1.0)) < 1e-9 and abs(Cosine()(0.5) - 0.5) < 1e-9
+    part = Sgd(0.2, schedule=Cosine())
+    live = part.on([torch.zeros(1, requires_grad=True)])
+    pace(live, part, 0.5)
+    pace(live, part, 0.5)
+    assert abs(live.param_groups[0]["lr"] - 0.1) < 1e-9
+
+
+def test_cached_images_are_not_dreamed_again(model: Model, tmp_path: Path) -> None:
+    first = small("distill").dream(model, Run(0, images_cache=tmp_path))
+    run = Run(0, images_cache=tmp_path)
+    again = small("distill").dream(model, run)
+    assert torch.equal(first.pixels, again.pixels) and run.seconds["synthesis"] == 0.0

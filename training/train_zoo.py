@@ -1,0 +1,113 @@
+"""Train a network of the zoo, from real images, and record its accuracy.
+
+    python training/train_zoo.py resnet-digits
+    python training/train_zoo.py resnet20-cifar10 --data FOLDER     # with train.tar and test.tar (class folders of JPEG)
+
+Writes src/dreamquant/zoo/NAME.safetensors and NAME.json (accuracy, epochs, seconds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from dreamquant.zoo import ENTRIES, SUPERCLASS_OF_CIFAR10
+
+ZOO = Path(__file__).resolve().parent.parent / "src" / "dreamquant" / "zoo"
+
+
+def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """scikit-learn's 1,797 digits, as bytes; every fifth is held out."""
+    bunch = load_digits()
+    x = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8))[:, None]
+    y = torch.from_numpy(bunch.target).long()
+    held = torch.arange(len(x)) % 5 == 0
+    return (x[~held], y[~held]), (x[held], y[held])
+
+
+def tar(path: Path) -> tuple[Tensor, Tensor]:
+    """All images of a tar of class folders, (N, C, H, W) bytes, and their classes."""
+    pixels, names = [], []
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if member.isfile() and (stream := archive.extractfile(member)):
+                pixels.append(np.array(Image.open(io.BytesIO(stream.read()))))
+                names.append(member.name.split("/")[-2])
+    classes = {name: number for number, name in enumerate(sorted(set(names)))}
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor([classes[n] for n in names])
+
+
+def augmented(x: Tensor, pad: int) -> Tensor:
+    """Every image shifted by up to `pad` pixels and, in colour, mirrored half of the time."""
+    n, _, h, w = x.shape
+    big = F.pad(x, (pad, pad, pad, pad))
+    top, left = torch.randint(2 * pad + 1, (2, n))
+    rows = top[:, None] + torch.arange(h)
+    cols = left[:, None] + torch.arange(w)
+    if x.shape[1] == 3:
+        mirrored = torch.rand(n) < 0.5
+        cols = torch.where(mirrored[:, None], cols.flip(1), cols)
+    return big[torch.arange(n)[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+
+
+def accuracy(net: torch.nn.Module, x: Tensor, y: Tensor) -> float:
+    net.eval()
+    with torch.no_grad():
+        right = sum(int((net(a.float()).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True))
+    return right / len(y)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=list(ENTRIES))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--small", type=int, default=0, help="epochs at the start that see 24x24 crops: nearly half the cost")
+    args = parser.parse_args()
+    entry = ENTRIES[args.name]
+    torch.manual_seed(0)
+    (x, y), (test_x, test_y) = digits() if "digits" in args.name else (tar(args.data / "train.tar"), tar(args.data / "test.tar"))
+    if entry.classes == 2:
+        y, test_y = SUPERCLASS_OF_CIFAR10[y], SUPERCLASS_OF_CIFAR10[test_y]
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (entry.mean, entry.std))
+    normalise = lambda p: (p.float() / 255 - mean) / std  # noqa: E731
+    net = entry.build().to(memory_format=torch.channels_last)
+    batch = 128
+    steps = args.epochs * (len(x) // batch)
+    optimizer = torch.optim.SGD(net.parameters(), args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, pct_start=0.2)
+    start = time.time()
+    for epoch in range(args.epochs):
+        net.train()
+        for pick in torch.randperm(len(x))[: len(x) // batch * batch].split(batch):
+            images = normalise(augmented(x[pick], 4 if x.shape[-1] == 32 else 1))
+            if epoch < args.small:
+                images = images[:, :, 4:28, 4:28]
+            loss = F.cross_entropy(net(images.contiguous(memory_format=torch.channels_last)), y[pick])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        print(f"epoch {epoch + 1}/{args.epochs} loss {loss.item():.3f} {time.time() - start:.0f} s", flush=True)
+    top1 = accuracy(net, normalise(test_x), test_y)
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, ZOO / f"{args.name}.safetensors")
+    note = {"top1": top1, "test_images": len(test_y), "epochs": args.epochs, "seconds": round(time.time() - start)}
+    (ZOO / f"{args.name}.json").write_text(json.dumps(note) + "\n")
+    print(note)
+
+
+if __name__ == "__main__":
+    main()
