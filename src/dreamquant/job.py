@@ -132,8 +132,7 @@ def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str
     model.to(run.device)
     images = recipe.dream(model, run)
     quantized = recipe.quantize(model, images, run)
-    with replacing(folder / "model.safetensors") as temporary:
-        quantized.save(temporary)
+    quantized.save(folder / "model.safetensors")
     if len(images):
         images.save(folder / "images")
         with replacing(folder / "images" / "preview.png") as temporary:
@@ -144,9 +143,9 @@ def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str
         "seconds": dict(run.seconds),
         "notes": list(run.notes),
         "curves": run.curves,
-        "placement": getattr(recipe.scheme, "placement", ""),
+        "placement": quantized.placement,
         "images": {"count": len(images), "digest": images.digest if len(images) else None},
-        "left_in_float": dict(model.left_in_float),
+        "left_in_float": {**model.left_in_float, **quantized.left_in_float},
         **layer_rows(model, quantized, images.pixels[:MEASURED]),
     }
     write_json(folder / "report.json", details)

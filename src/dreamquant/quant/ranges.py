@@ -41,8 +41,8 @@ def to_grid(low: Tensor, high: Tensor, form: Int) -> tuple[Tensor, Tensor]:
     """(scale, zero) of the grid that spans [low, high] and zero: value = scale * (code - zero)."""
     low, high = low.clamp_max(0), high.clamp_min(0)
     if form.symmetric:
-        return torch.maximum(-low, high).clamp_min(1e-8) / form.high, torch.zeros_like(low)
-    scale = (high - low).clamp_min(1e-8) / (form.high - form.low)
+        return torch.maximum(-low, high).clamp_min(1e-16) / form.high, torch.zeros_like(low)
+    scale = (high - low).clamp_min(1e-16) / (form.high - form.low)
     return scale, (form.low - torch.round(low / scale)).clamp(form.low, form.high)
 
 

@@ -1,7 +1,7 @@
 """The float functions a program may call, by name: a closed table, so that a file can be run without being trusted.
 
-Each is a plain function of tensors and numbers. `SOURCES` maps what PyTorch programs write to these names, `MODULES` the
-modules without integer form.
+Each is a plain function of tensors and numbers. `name_of` maps what PyTorch programs write to these names, `MODULES` the
+modules that have no integer form.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ def floordiv(x: Any, other: Any) -> Any:
 
 def clamp(x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
     return torch.clamp(x, min, max)
+
+
+def hardtanh(x: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    return torch.clamp(x, min_val, max_val)
 
 
 def getitem(x: Any, index: Any) -> Any:
@@ -269,7 +273,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sum": sum_,
     "float": float_,
     "pow": power,
-    **{f.__name__: f for f in (add, sub, mul, div, floordiv, clamp, getitem, size, mean, reshape, expand, repeat, permute, flatten, unflatten)},
+    **{f.__name__: f for f in (add, sub, mul, div, floordiv, clamp, hardtanh, getitem, size, mean, reshape, expand, repeat, permute, flatten, unflatten)},
     **{f.__name__: f for f in (squeeze, unsqueeze, split, chunk, unbind, roll, transpose, cat, stack, pad, interpolate, identity)},
     **{f.__name__: f for f in (avg_pool2d, max_pool2d, adaptive_avg_pool2d, adaptive_max_pool2d, pixel_shuffle, channel_shuffle)},
     **{f.__name__: f for f in (softmax, attention, layer_norm, group_norm, normalize, conv1d, conv_transpose2d, embedding, matmul, linear)},
@@ -289,16 +293,15 @@ ALIASES = {
     "clone": "identity",
     "detach": "identity",
     "scaled_dot_product_attention": "attention",
-    "hardtanh": "clamp",
     "clip": "clamp",
     "rmatmul": "matmul",
     "bmm": "matmul",
     "native_channel_shuffle": "channel_shuffle",
 }
-PUBLIC = (operator, torch, F, torch.nn.functional, torch.Tensor)
+PUBLIC = (operator, torch, F)
 # Functions whose last argument may be written as several
 VARIADIC = {"reshape": "shape", "expand": "shape", "repeat": "repeats", "permute": "dims"}
-IGNORED = ("inplace", "training", "memory_format")
+IGNORED = ("inplace", "training", "memory_format", "_stacklevel")
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 

@@ -36,8 +36,28 @@ def decibels(signal: Tensor, approximation: Tensor) -> float | None:
 
 def layer_noise(model: Model, quantized: QuantizedModel, x: Tensor) -> dict[str, float | None]:
     """Signal to quantization noise, in decibels, of each layer's output on normalised images `x` (N, C, H, W), by node name."""
+    outputs = Outputs(model.net)
     with torch.no_grad():
-        outputs = Outputs(model.net)
         outputs.run(x)
-        theirs = quantized.trace(x)
+    theirs = quantized.trace(x)
     return {name: decibels(out, theirs[name]) for name, out in outputs.kept.items() if name in theirs and theirs[name].shape == out.shape}
+
+
+def layer_rows(model: Model, quantized: QuantizedModel, images: Tensor) -> dict[str, Any]:
+    """The table of layers and what its noise was measured on: `images` (N, C, H, W), or uniform noise where there are none."""
+    noise = torch.rand(16, *model.shape, generator=torch.Generator().manual_seed(0))
+    x = images if len(images) else model.normalise(noise)
+    measured = layer_noise(model, quantized.to(model.device), x.to(model.device))
+    rows = [
+        {
+            "name": layer.layer,
+            "kind": layer.kind,
+            "shape": list(layer.shape),
+            "weight_bits": layer.bits,
+            "activation_bits": layer.input_bits,
+            "bytes": layer.weight_bytes,
+            "sqnr_db": measured.get(layer.name),
+        }
+        for layer in quantized.layers()
+    ]
+    return {"layers": rows, "measured_on": f"{len(images)} of these images" if len(images) else "images of uniform noise"}

@@ -1,0 +1,226 @@
+"""Evaluation: the only place that reads real images."""
+
+from __future__ import annotations
+
+import io
+import math
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from dreamquant.model import Model
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
+LARGEST_FILE = 64 << 20  # bytes
+LARGEST_IMAGE = 100_000_000  # pixels
+CROPPED_FROM = 96  # images of at least this side are resized to 256/224 of it and cropped, as ImageNet's are
+
+
+class Network(Protocol):
+    """A Model or QuantizedModel: normalised images (N, C, H, W) -> logits, and the facts of its input."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Real images and their classes, read when they are needed. `unreadable` names the files that are no image."""
+
+    source: str
+    labels: tuple[int, ...]
+    read: Callable[[int], Image.Image] = field(repr=False)
+    names: tuple[str, ...] = field(repr=False)
+    unreadable: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def open(cls, path: str | Path) -> LabelledImages:
+        """A folder or tar of class sub-folders (classes sorted by name) or of INDEX.jpg, or an npz with x (N, H, W, C) and y.
+
+        Every image is opened once. Raises ValueError where there is nothing, or nothing that can be read.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise ValueError(f"no evaluation data at {path}")
+        if path.suffix == ".npz":
+            return _of_arrays(path)
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            return _of_files(str(path), [p.relative_to(path).as_posix() for p in files], lambda number: _bytes_of(files[number]))
+        try:
+            return _of_tar(path)
+        except tarfile.TarError as error:
+            raise ValueError(f"{path} is no folder, tar or npz of images ({error})") from None
+
+    def batches(self, network: Network, size: int = 250, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images as `network` takes them, (n, C, H, W), and labels (n,)."""
+        if self.labels and max(self.labels) >= network.classes:
+            raise ValueError(f"{self.source} has class {max(self.labels)}; the network knows 0 to {network.classes - 1}")
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (network.mean, network.std))
+        count = min(len(self), limit or len(self))
+        for start in range(0, count, size):
+            numbers = range(start, min(start + size, count))
+            pixels = torch.stack([_fitted(self.read(number), network.shape) for number in numbers])
+            yield (pixels.float() / 255 - mean) / std, torch.tensor([self.labels[number] for number in numbers])
+
+
+def _bytes_of(path: Path) -> bytes:
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError("larger than 64 MiB")
+    return path.read_bytes()
+
+
+def _decoded(data: bytes) -> Image.Image:
+    """An image decoded whole, of bounded size. OSError or ValueError where it is none."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > LARGEST_IMAGE:
+            raise ValueError("more than 100 million pixels")
+        image.load()
+    except (UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+        raise OSError(str(error)) from None
+    return image
+
+
+def _of_tar(path: Path) -> LabelledImages:
+    """Read in memory: nothing is unpacked, so no member can escape."""
+    archive = tarfile.open(path)  # noqa: SIM115 (stays open as long as images are read)
+    members = [m for m in archive.getmembers() if m.isfile() and not PurePosixPath(m.name).name.startswith(".")]
+
+    def data(number: int) -> bytes:
+        member = members[number]
+        if member.size > LARGEST_FILE:
+            raise ValueError("larger than 64 MiB")
+        stream = archive.extractfile(member)
+        if stream is None:
+            raise OSError("not a file")
+        return stream.read()
+
+    return _of_files(str(path), [m.name for m in members], data)
+
+
+def _of_files(source: str, names: list[str], data: Callable[[int], bytes]) -> LabelledImages:
+    inside = [number for number, name in enumerate(names) if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    if not inside:
+        raise ValueError(f"{source} holds no images; give class sub-folders, or files named INDEX.jpg")
+    parents = [PurePosixPath(names[number]).parent.name for number in inside]
+    stems = [PurePosixPath(names[number]).stem for number in inside]
+    if all(stem.isdigit() for stem in stems) and len(set(parents)) == 1:
+        labels = [int(stem) for stem in stems]
+    elif all(parents):
+        order = {name: number for number, name in enumerate(sorted(set(parents)))}
+        labels = [order[name] for name in parents]
+    else:
+        odd = next(names[number] for number, parent in zip(inside, parents, strict=True) if not parent)
+        raise ValueError(f"{source}: {odd} is in no class sub-folder and not named INDEX.jpg, so its class is not known")
+    good, unreadable = [], []
+    for place, number in enumerate(inside):
+        try:
+            _decoded(data(number)).close()
+            good.append(place)
+        except (OSError, ValueError):
+            unreadable.append(names[number])
+    if not good:
+        raise ValueError(f"{source}: none of {len(inside)} images can be read, {unreadable[0]} first")
+    kept = [inside[place] for place in good]
+    return LabelledImages(
+        source, tuple(labels[p] for p in good), lambda i: _decoded(data(kept[i])), tuple(names[n] for n in kept), tuple(unreadable)
+    )
+
+
+def _of_arrays(path: Path) -> LabelledImages:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            x, y = arrays["x"], arrays["y"]
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no npz with x (N, H, W, C) uint8 and y (N,): {error}") from None
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or y.shape != (len(x),) or not len(x):
+        raise ValueError(f"{path}: x is {x.dtype} {x.shape} and y {y.shape}; wanted uint8 (N, H, W, 1 or 3) and (N,)")
+    squeezed = x[..., 0] if x.shape[3] == 1 else x
+    names = tuple(f"{path.name}[{number}]" for number in range(len(x)))
+    return LabelledImages(str(path), tuple(int(v) for v in y), lambda number: Image.fromarray(squeezed[number]), names)
+
+
+def _fitted(image: Image.Image, shape: tuple[int, int, int]) -> Tensor:
+    """Bytes (C, H, W) of the shape a network takes: an image of another size is resized and its middle cropped."""
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise ValueError(f"the network takes {channels} channels; images have 1 or 3")
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        if min(height, width) >= CROPPED_FROM:
+            margin = (round(width * 256 / 224), round(height * 256 / 224))
+            image = ImageOps.fit(image, margin, Image.Resampling.BILINEAR)
+            left, top = (margin[0] - width) // 2, (margin[1] - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+        else:
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+    array = np.array(image)
+    return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracies are shares of 1. `kept`: of the images the reference gets right, the share that is right here as well."""
+
+    images: int
+    top1: float
+    standard_error: float
+    reference_top1: float | None = None
+    agreement: float | None = None
+    kept: float | None = None
+    unreadable: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "unreadable": list(self.unreadable)}
+
+
+def predictions(network: Network, data: LabelledImages, batch: int = 250, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """Predicted and true classes, (N,) each."""
+    found, true = [], []
+    for x, labels in data.batches(network, batch, limit):
+        with torch.no_grad():
+            found.append(network(x.to(network.device)).argmax(1).cpu())
+        true.append(labels)
+    return torch.cat(found), torch.cat(true)
+
+
+def evaluate(network: Network, data: LabelledImages, reference: Network | None = None, batch: int = 250, limit: int | None = None) -> Scores:
+    """Top-1 accuracy, and agreement with a reference network on the same images."""
+    mine, labels = predictions(network, data, batch, limit)
+    right = mine == labels
+    top1 = right.float().mean().item()
+    error = math.sqrt(top1 * (1 - top1) / len(labels))
+    if reference is None:
+        return Scores(len(labels), top1, error, unreadable=data.unreadable)
+    theirs, _ = predictions(reference, data, batch, limit)
+    known = theirs == labels
+    kept = right[known].float().mean().item() if known.any() else None
+    agreement = (mine == theirs).float().mean().item()
+    return Scores(len(labels), top1, error, known.float().mean().item(), agreement, kept, data.unreadable)

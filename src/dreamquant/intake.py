@@ -1,0 +1,259 @@
+"""From what a user writes for MODEL to a Model: zoo:, torchvision:, timm:, hf:, file.py:factory, with weights and facts."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import os
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dreamquant import zoo
+from dreamquant.model import Model
+from dreamquant.torchvision_import import import_vision
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RANDOM = "random"  # --weights random: initial weights, to try an architecture without a file
+SHOWN = 4  # keys named in a message
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about a network's input; None where nothing is."""
+
+    shape: Sequence[int] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A network as its source gives it. `loaded` says that pre-trained weights are in it."""
+
+    net: nn.Module
+    facts: Facts
+    loaded: bool
+
+
+def load_model(
+    spec: str,
+    weights: str | os.PathLike[str] | None = None,
+    shape: Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: int | None = None,
+) -> Model:
+    """The Model that `spec` names: zoo:NAME, torchvision:NAME, timm:NAME, hf:REPO or path/file.py:factory.
+
+    `weights` is a safetensors or state dict file (never unpickled), or "random"; facts given here go before those the
+    network carries. Raises ValueError that names what is wrong and the way out.
+
+    >>> load_model("zoo:resnet-digits").shape
+    (1, 8, 8)
+    """
+    source, colon, name = spec.partition(":")
+    pretrained = weights is None
+    if spec.rpartition(":")[0].endswith(".py") or spec.endswith(".py"):
+        found = _from_file(spec)
+    elif colon and source in SOURCES:
+        found = SOURCES[source](name, pretrained)
+    else:
+        raise ValueError(f"MODEL {spec!r}: write zoo:NAME, torchvision:NAME, timm:NAME, hf:REPO or path/file.py:function")
+    if weights is not None and str(weights) != RANDOM:
+        load_weights(found.net, Path(weights))
+    facts = _facts(spec, Facts(shape, mean, std), found.facts)
+    assert facts.shape is not None and facts.mean is not None and facts.std is not None
+    height_width = tuple(int(v) for v in facts.shape)
+    if len(height_width) != 3 or min(height_width) < 1:
+        raise ValueError(f"--shape {','.join(map(str, facts.shape))}: give three positive numbers C,H,W")
+    channels, height, width = height_width
+    model = Model.from_module(found.net, (channels, height, width), _each(facts.mean, channels, "--mean"), _each(facts.std, channels, "--std"), spec)
+    if classes is not None and classes != model.classes:
+        raise ValueError(f"{spec} has {model.classes} classes, not the {classes} that were asked for")
+    return model
+
+
+def _each(values: Sequence[float], channels: int, flag: str) -> tuple[float, ...]:
+    given = tuple(float(v) for v in values)
+    if len(given) not in (1, channels):
+        raise ValueError(f"{flag} has {len(given)} values; give one, or one for each of the {channels} channels")
+    if flag == "--std" and min(given) <= 0:
+        raise ValueError(f"--std {given}: deviations are positive")
+    return given * channels if len(given) == 1 else given
+
+
+def _facts(spec: str, flags: Facts, carried: Facts) -> Facts:
+    found = {key: getattr(flags, key) if getattr(flags, key) is not None else getattr(carried, key) for key in ("shape", "mean", "std")}
+    missing = [f"--{key}" for key, value in found.items() if value is None]
+    if missing:
+        raise ValueError(f"{spec} does not say what images it takes; give {' '.join(missing)} (say --shape 3,32,32 --mean 0.5 --std 0.25)")
+    return Facts(**found)
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), 3, 0.4)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _from_zoo(name: str, pretrained: bool) -> Found:
+    if name not in zoo.ENTRIES:
+        raise ValueError(f"unknown network zoo:{name}{_near(name, zoo.ENTRIES)} The zoo has {', '.join(zoo.ENTRIES)}")
+    entry = zoo.ENTRIES[name]
+    net = entry.build()
+    if pretrained:
+        load_weights(net, Path(zoo.__file__).parent / f"{name}.safetensors")
+    return Found(net, Facts(entry.shape, entry.mean, entry.std), pretrained)
+
+
+def _from_torchvision(name: str, pretrained: bool) -> Found:
+    models = import_vision("torchvision.models")
+    if name not in models.list_models():
+        raise ValueError(f"unknown network torchvision:{name}{_near(name, models.list_models())}")
+    build = models.get_model_builder(name)
+    extra = {"init_weights": False} if "init_weights" in inspect.signature(build).parameters or name in ("googlenet", "inception_v3") else {}
+    net = _downloaded(lambda: models.get_model(name, weights="DEFAULT"), f"torchvision:{name}") if pretrained else build(weights=None, **extra)
+    side = 299 if name == "inception_v3" else 224
+    return Found(net, Facts((3, side, side), IMAGENET_MEAN, IMAGENET_STD), pretrained)
+
+
+def _from_timm(name: str, pretrained: bool) -> Found:
+    timm = import_vision("timm")
+    if not name.startswith("hf-hub:") and not timm.is_model(name):
+        raise ValueError(f"unknown network timm:{name}{_near(name, timm.list_models())}")
+    net = _downloaded(lambda: timm.create_model(name, pretrained=pretrained), f"timm:{name}") if pretrained else timm.create_model(name)
+    return Found(net, _carried(net), pretrained)
+
+
+class Logits(nn.Module):
+    """A network of transformers, returning its logits alone."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(pixel_values=x).logits
+        return logits
+
+
+def _from_hub(name: str, pretrained: bool) -> Found:
+    if name.startswith("timm/"):
+        return _from_timm(f"hf-hub:{name}", pretrained)
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError(f"hf:{name} needs the package transformers, which is not installed: pip install 'dreamquant[hf]'")
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+    def load() -> Found:
+        config = AutoConfig.from_pretrained(name)
+        net = AutoModelForImageClassification.from_pretrained(name) if pretrained else AutoModelForImageClassification.from_config(config)
+        side = getattr(config, "image_size", 224)
+        try:
+            processor = AutoImageProcessor.from_pretrained(name)
+            mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+        except (OSError, ValueError, AttributeError):
+            mean, std = IMAGENET_MEAN, IMAGENET_STD
+        return Found(Logits(net), Facts((getattr(config, "num_channels", 3), side, side), mean, std), pretrained)
+
+    found: Found = _downloaded(load, f"hf:{name}")
+    return found
+
+
+def _downloaded(load: Any, spec: str) -> Any:
+    """What `load` returns; any failure on the way is told with what to do instead."""
+    try:
+        return load()
+    except Exception as error:  # the libraries raise whatever their network layers raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ValueError(f"the weights of {spec} could not be had ({reason}); give --weights FILE, or --weights random to try it") from None
+
+
+SOURCES = {"zoo": _from_zoo, "torchvision": _from_torchvision, "timm": _from_timm, "hf": _from_hub}
+
+
+def _from_file(spec: str) -> Found:
+    path_text, _, function = spec.rpartition(":") if spec.rpartition(":")[0].endswith(".py") else (spec, "", "")
+    path = Path(path_text)
+    if not path.is_file():
+        raise ValueError(f"no file {path}; MODEL is path/file.py:function")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from None
+    factory = getattr(module, function, None)
+    if not callable(factory):
+        there = sorted(name for name, value in vars(module).items() if callable(value) and not name.startswith("_"))
+        raise ValueError(f"{path} has no function {function!r}{_near(function, there)} It has {', '.join(there) or 'none'}")
+    try:
+        net = factory()
+    except Exception as error:
+        raise ValueError(f"{spec} raised {type(error).__name__}: {error}") from None
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"{spec} returned {type(net).__name__}, not a torch.nn.Module")
+    return Found(net, _carried(net), True)
+
+
+def _carried(net: nn.Module) -> Facts:
+    """The facts in timm's `pretrained_cfg`, where the module carries one."""
+    config = getattr(net, "pretrained_cfg", None) or getattr(net, "default_cfg", None)
+    if config is None:
+        return Facts()
+    get = config.get if isinstance(config, Mapping) else lambda key: getattr(config, key, None)
+    return Facts(get("input_size"), get("mean"), get("std"))
+
+
+def load_weights(net: nn.Module, path: Path) -> None:
+    """Put the weights of a safetensors or state dict file into `net`; ValueError names what does not fit.
+
+    `module.` prefixes are stripped and a {"state_dict": ...} wrapper opened. Code in a file is never run.
+    """
+    state = _strip(_read(path))
+    wanted = net.state_dict()
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in wanted and not key.endswith("num_batches_tracked")]
+    shapes = [f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}" for k, v in wanted.items() if k in state and state[k].shape != v.shape]
+    problems = [f"{word} {_some(keys)}" for word, keys in (("missing:", missing), ("unexpected:", unexpected), ("wrong shape:", shapes)) if keys]
+    if problems:
+        raise ValueError(f"the weights in {path} do not fit the network; {'; '.join(problems)}")
+    net.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items() if key in wanted}, strict=False)
+
+
+def _some(keys: list[str]) -> str:
+    rest = len(keys) - SHOWN
+    return ", ".join(keys[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"no file {path} for --weights")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path} is not a plain state dict: it is damaged or would run code. Save net.state_dict() as safetensors") from None
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a state dict ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds {type(state).__name__}, not a state dict of tensors")
+    return state
+
+
+def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("module."): value for key, value in state.items()}
