@@ -50,4 +50,9 @@ def matched() -> list[Job]:
 
 def edge() -> list[Job]:
     """Two classes and depthwise convolutions; 20,000 parameters and inputs of 0..255."""
-    return [_ours(model, "dream", bits, seed) for seed in SEEDS for model in ("depthwise-animals", "tiny-raw-cifar10") for bits in ("w4a4", "w3a3")]
+    return [
+        _ours(model, "dream", bits, seed)
+        for seed in SEEDS
+        for model in ("depthwise-animals", "tiny-raw-cifar10")
+        for bits in ("w4a4", "w3a3")
+    ]

@@ -12,9 +12,9 @@ from dreamquant import Images, Model, graph
 from dreamquant.quant.ranges import LpSearch
 from dreamquant.quant.scheme import Scheme, scheme_of
 from dreamquant.quant.student import convert
+from dreamquant.run import Run
 from dreamquant.steps.calibrate import Calibrate, NarrowWeightRanges, SetWeightRanges
 from dreamquant.steps.correct import CorrectBias, channel_means
-from dreamquant.run import Run
 from dreamquant.trace import Watch
 
 FACTS = ((3, 16, 16), (0.5,) * 3, (0.25,) * 3)

@@ -51,7 +51,9 @@ def killing_after(count: int) -> Callable[[Loop, int], None]:
 
 @pytest.mark.parametrize("name", ["synq", "dream"])
 @pytest.mark.parametrize("count", [0, 2, 5, 9, 14])
-def test_a_killed_run_continues_to_the_same_bits(name: str, count: int, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_continues_to_the_same_bits(
+    name: str, count: int, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     whole = small(name)(model, run=Run(1, tmp_path / "whole", save_every=0.0))(x)
     monkeypatch.setattr(Loop, "save", killing_after(count))

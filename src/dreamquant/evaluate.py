@@ -16,8 +16,6 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from dreamquant.model import Model
-
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 LARGEST_FILE = 64 << 20  # bytes
 LARGEST_IMAGE = 100_000_000  # pixels
@@ -211,7 +209,9 @@ def predictions(network: Network, data: LabelledImages, batch: int = 250, limit:
     return torch.cat(found), torch.cat(true)
 
 
-def evaluate(network: Network, data: LabelledImages, reference: Network | None = None, batch: int = 250, limit: int | None = None) -> Scores:
+def evaluate(
+    network: Network, data: LabelledImages, reference: Network | None = None, batch: int = 250, limit: int | None = None
+) -> Scores:
     """Top-1 accuracy, and agreement with a reference network on the same images."""
     mine, labels = predictions(network, data, batch, limit)
     right = mine == labels

@@ -186,14 +186,16 @@ def fold_constants(graph: fx.GraphModule, run: Callable[[fx.GraphModule, int], d
     `run(graph, batch)` returns every node's value at one batch size; integers equal at two sizes are constants.
     """
     two, three = run(graph, 2), run(graph, 3)
+    constants: dict[fx.Node, Any] = {}
     for node in list(graph.graph.nodes):
         value = two.get(node.name)
         if isinstance(value, torch.Tensor):
             node.meta["shape"] = tuple(value.shape)
-            node.meta["batched"] = three[node.name].shape != value.shape
         elif node.op.startswith("call") and isinstance(value, (int, float, bool)) and three[node.name] == value:
-            for user in list(node.users):
-                user.args = fx.map_arg(user.args, lambda n, old=node, new=value: new if n is old else n)
-                user.kwargs = fx.map_arg(user.kwargs, lambda n, old=node, new=value: new if n is old else n)
+            constants[node] = value
+    for user in graph.graph.nodes:
+        if any(node in constants for node in user.all_input_nodes):
+            user.args = fx.map_arg(user.args, lambda n: constants.get(n, n))
+            user.kwargs = fx.map_arg(user.kwargs, lambda n: constants.get(n, n))
     graph.graph.eliminate_dead_code()
     graph.recompile()

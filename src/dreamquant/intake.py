@@ -77,7 +77,9 @@ def load_model(
     if len(height_width) != 3 or min(height_width) < 1:
         raise ValueError(f"--shape {','.join(map(str, facts.shape))}: give three positive numbers C,H,W")
     channels, height, width = height_width
-    model = Model.from_module(found.net, (channels, height, width), _each(facts.mean, channels, "--mean"), _each(facts.std, channels, "--std"), spec)
+    model = Model.from_module(
+        found.net, (channels, height, width), _each(facts.mean, channels, "--mean"), _each(facts.std, channels, "--std"), spec
+    )
     if classes is not None and classes != model.classes:
         raise ValueError(f"{spec} has {model.classes} classes, not the {classes} that were asked for")
     return model
@@ -120,8 +122,14 @@ def _from_torchvision(name: str, pretrained: bool) -> Found:
     if name not in models.list_models():
         raise ValueError(f"unknown network torchvision:{name}{_near(name, models.list_models())}")
     build = models.get_model_builder(name)
-    extra = {"init_weights": False} if "init_weights" in inspect.signature(build).parameters or name in ("googlenet", "inception_v3") else {}
-    net = _downloaded(lambda: models.get_model(name, weights="DEFAULT"), f"torchvision:{name}") if pretrained else build(weights=None, **extra)
+    extra = (
+        {"init_weights": False} if "init_weights" in inspect.signature(build).parameters or name in ("googlenet", "inception_v3") else {}
+    )
+    net = (
+        _downloaded(lambda: models.get_model(name, weights="DEFAULT"), f"torchvision:{name}")
+        if pretrained
+        else build(weights=None, **extra)
+    )
     side = 299 if name == "inception_v3" else 224
     return Found(net, Facts((3, side, side), IMAGENET_MEAN, IMAGENET_STD), pretrained)
 
@@ -224,10 +232,14 @@ def load_weights(net: nn.Module, path: Path) -> None:
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in wanted and not key.endswith("num_batches_tracked")]
     shapes = [f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}" for k, v in wanted.items() if k in state and state[k].shape != v.shape]
-    problems = [f"{word} {_some(keys)}" for word, keys in (("missing:", missing), ("unexpected:", unexpected), ("wrong shape:", shapes)) if keys]
+    problems = [
+        f"{word} {_some(keys)}" for word, keys in (("missing:", missing), ("unexpected:", unexpected), ("wrong shape:", shapes)) if keys
+    ]
     if problems:
         raise ValueError(f"the weights in {path} do not fit the network; {'; '.join(problems)}")
-    net.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items() if key in wanted}, strict=False)
+    net.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in state.items() if key in wanted}, strict=False
+    )
 
 
 def _some(keys: list[str]) -> str:
@@ -246,7 +258,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(f"{path} is not a plain state dict: it is damaged or would run code. Save net.state_dict() as safetensors") from None
+        raise ValueError(
+            f"{path} is not a plain state dict: it is damaged or would run code. Save net.state_dict() as safetensors"
+        ) from None
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a state dict ({type(error).__name__}: {str(error).splitlines()[0]})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state

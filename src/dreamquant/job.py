@@ -198,7 +198,7 @@ def float_model_of(folder: Path) -> Model | None:
     if not (folder / JOB).exists():
         return None
     noted = read_json(folder / JOB)
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in noted["job"].items()}
+    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in noted["job"].items()}
     try:
         model = Job(**settings).load()
     except (ValueError, OSError):

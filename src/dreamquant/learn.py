@@ -13,6 +13,7 @@ from dreamquant.model import Model
 from dreamquant.optimizers import Optimizer, pace
 from dreamquant.quant.quantizer import Acting, PassAll
 from dreamquant.quant.student import Student
+from dreamquant.run import Stateful
 from dreamquant.synthesis.transforms import Transform, applied
 from dreamquant.trace import Pair, Watch, pair
 
@@ -67,7 +68,7 @@ class Learner:
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        parts = {"optimizer": self.optimizer, "objective": self.objective, "student": self.net}
+        parts: dict[str, Stateful] = {"optimizer": self.optimizer, "objective": self.objective, "student": self.net}
         return {name: part.state_dict() for name, part in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

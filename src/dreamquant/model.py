@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -30,7 +30,9 @@ class Model:
     left_in_float: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def from_module(cls, net: nn.Module, shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...], name: str = "") -> Model:
+    def from_module(
+        cls, net: nn.Module, shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...], name: str = ""
+    ) -> Model:
         """A Model of a copy of `net`, which is never changed.
 
         Raises ValueError for weights that are not finite, a network that cannot be traced, an input shape it does not
@@ -47,14 +49,15 @@ class Model:
             with torch.no_grad():
                 out = traced(torch.zeros(2, *shape))
         except Exception as error:
-            raise ValueError(f"{name} does not take inputs of shape {tuple(shape)}: {str(error).splitlines()[0]}; give --shape C,H,W") from None
+            raise ValueError(
+                f"{name} does not take inputs of shape {tuple(shape)}: {str(error).splitlines()[0]}; give --shape C,H,W"
+            ) from None
         if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 2 or out.shape[1] < 2:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(f"{name} returns {got} for a batch of 2, not (2, classes); wrap it so that it returns logits")
         tracing.fold_sizes(traced, shape)
-        for module in left:
-            traced.get_submodule(module)
-        return cls(traced, tuple(shape), tuple(mean), tuple(std), out.shape[1], name, left)
+        channels, height, width = shape
+        return cls(traced, (channels, height, width), tuple(mean), tuple(std), out.shape[1], name, left)
 
     @cached_property
     def points(self) -> dict[str, tuple[str, ...]]:
@@ -103,7 +106,3 @@ class Model:
     def has_batch_norm(self) -> bool:
         """Whether statistics of the training data are stored in the network."""
         return bool(self.points["bn"])
-
-    def renamed(self, name: str) -> Model:
-        """The same model under another name."""
-        return replace(self, name=name)

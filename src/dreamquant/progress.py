@@ -81,7 +81,7 @@ class Line:
         if self.total < 2:
             return
         words = f"{time.strftime('%H:%M:%S')} {self.name} {self.done}/{self.total} {text}"
-        self.console.print(words.rstrip(), highlight=False, markup=False)
+        self.console.print(words.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
     def advance(self, done: int, values: Mapping[str, float]) -> None:
         self.done = done

@@ -64,7 +64,9 @@ class Recipe:
             from dreamquant import recipes  # they are made of this class
 
             free = [name for name in recipes.names() if not reads_batch_norm(recipes.find(name)())]
-            raise ValueError(f"{model.name} has no BatchNorm, whose statistics {self.name} matches; recipes that need none: {', '.join(free)}")
+            raise ValueError(
+                f"{model.name} has no BatchNorm, whose statistics {self.name} matches; recipes that need none: {', '.join(free)}"
+            )
         cached = run.images_cache / digest(self.synthesis, model, run.seed) if run.images_cache else None
         if cached and (cached / "images.safetensors").exists():
             return Images.load(cached).to(run.device)
@@ -74,7 +76,9 @@ class Recipe:
                 buffer.add(self.synthesis(model, run))
         images = buffer.all().to(run.device)
         if cached and len(images):
-            images.save(cached, {"model": model.name, "synthesis": repr(self.synthesis), "seed": run.seed, "seconds": run.seconds["synthesis"]})
+            images.save(
+                cached, {"model": model.name, "synthesis": repr(self.synthesis), "seed": run.seed, "seconds": run.seconds["synthesis"]}
+            )
         return images
 
     def quantize(self, model: Model, images: Images, run: Run) -> QuantizedModel:
@@ -145,7 +149,9 @@ def _changed(part: Any, path: list[str], text: str) -> Any:
         items = [term for _, term in part.terms] if isinstance(part, Sum) else list(part)
         found = [i for i, item in enumerate(items) if path[0] in (type(item).__name__, str(i))]
         if len(found) != 1 or len(path) < 2:
-            raise ValueError(f"{path[0]!r}: choose one of {', '.join(type(i).__name__ for i in items) or 'nothing'}, or its number, then a field")
+            raise ValueError(
+                f"{path[0]!r}: choose one of {', '.join(type(i).__name__ for i in items) or 'nothing'}, or its number, then a field"
+            )
         items[found[0]] = _changed(items[found[0]], path[1:], text)
         return Sum(tuple((w, t) for (w, _), t in zip(part.terms, items, strict=True))) if isinstance(part, Sum) else tuple(items)
     fields = [field.name for field in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []

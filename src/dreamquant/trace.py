@@ -47,7 +47,9 @@ class _Normalise(torch.autograd.Function):
         count = z[0, 0].numel()
         ones = [1] * (z.ndim - 2)
         # d mean(z) / dx = scale / n,  d mean(z^2) / dx = 2 z scale / n
-        gradient = torch.addcmul((first * scale / count).view(*first.shape, *ones), z, (second * scale * (2 / count)).view(*first.shape, *ones))
+        gradient = torch.addcmul(
+            (first * scale / count).view(*first.shape, *ones), z, (second * scale * (2 / count)).view(*first.shape, *ones)
+        )
         return gradient.addcmul_(output, (weight * scale).view(1, -1, *ones)), None, None, None, None
 
 
@@ -73,7 +75,7 @@ class Moments:
 class BatchNormMoments(nn.Module):
     """Stands for a BatchNorm in the rewritten graph: (B, C, ...) -> output, E[z], E[z^2]."""
 
-    def __init__(self, bn: nn.BatchNorm2d, batch_statistics: bool) -> None:
+    def __init__(self, bn: nn.BatchNorm1d | nn.BatchNorm2d, batch_statistics: bool) -> None:
         super().__init__()
         assert bn.running_mean is not None and bn.running_var is not None
         self.batch_statistics, self.eps = batch_statistics, bn.eps
@@ -112,7 +114,7 @@ class Watch:
         return graph.cut_out(self.source, self.places["saliency"], graph.output_of(self.source).name)
 
     def _build(self, batch_statistics: bool) -> nn.Module:
-        new, have, moments = fx.Graph(), {}, {}
+        new, have, moments = fx.Graph(), dict[str, fx.Node](), dict[str, Any]()
         host = nn.Module()
         host._modules = dict(self.source._modules)
         host._buffers, host._parameters = self.source._buffers, self.source._parameters

@@ -83,7 +83,7 @@ def trace(net: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     unfold_attention(net)
     for module in net.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False
+            setattr(module, "inplace", False)  # noqa: B010 (a Module has no such attribute to a type checker)
     left: dict[str, str] = {}
     while True:
         try:
@@ -195,7 +195,9 @@ def _layer(net: fx.GraphModule, given: dict[str, Any], convolution: bool) -> nn.
     if convolution:
         groups = given.get("groups", 1)
         settings = {k: given[k] for k in ("stride", "padding", "dilation") if k in given}
-        module = nn.Conv2d(weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), groups=groups, bias=bias is not None, **settings)
+        height, width = weight.shape[2:]
+        channels = weight.shape[1] * groups
+        module = nn.Conv2d(channels, weight.shape[0], (height, width), groups=groups, bias=bias is not None, **settings)
     else:
         module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     module.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
@@ -209,7 +211,12 @@ def _batch_norm(net: fx.GraphModule, given: dict[str, Any]) -> nn.Module | None:
     weight, bias = _stored(net, given.get("weight")), _stored(net, given.get("bias"))
     module = nn.BatchNorm2d(len(mean), eps=given.get("eps", 1e-5))
     ones, zeros = torch.ones_like(mean), torch.zeros_like(mean)
-    state = {"running_mean": mean, "running_var": var, "weight": ones if weight is None else weight, "bias": zeros if bias is None else bias}
+    state = {
+        "running_mean": mean,
+        "running_var": var,
+        "weight": ones if weight is None else weight,
+        "bias": zeros if bias is None else bias,
+    }
     module.load_state_dict(state, strict=False)
     return module
 

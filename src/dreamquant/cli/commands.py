@@ -19,6 +19,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+CHECKED = 256  # dreamed images that an exported file is compared on
+
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="zoo:NAME, torchvision:NAME, timm:NAME, hf:REPO or file.py:factory")]
 Weights = Annotated[str | None, typer.Option(metavar="FILE", help="safetensors or a state dict; no code in it is run")]
 Shape = Annotated[str | None, typer.Option(metavar="C,H,W", help="input shape, as 3,32,32")]
@@ -67,7 +69,7 @@ def quantize(
     images: Annotated[str | None, typer.Option(metavar="DIR", help="images dreamed before, instead of dreaming")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", metavar="PART.FIELD=VALUE", help="change one field of the recipe")] = None,
 ) -> None:
-    """Quantize MODEL without data; fills a folder with the model, its images, result.json and report.html."""
+    """Quantize MODEL without data, into a folder."""
     from dreamquant.cli import show
     from dreamquant.job import Job, quantize_job
     from dreamquant.progress import progress_on
@@ -94,7 +96,7 @@ def evaluate(
     std: Std = None,
     classes: Classes = None,
 ) -> None:
-    """Accuracy of a result, or of a float network, on labelled images."""
+    """Accuracy of a result, or of a float network."""
     from dreamquant.cli import show
     from dreamquant.evaluate import LabelledImages
     from dreamquant.evaluate import evaluate as scores_of
@@ -103,8 +105,8 @@ def evaluate(
 
     images = LabelledImages.open(data)
     if Path(model).is_dir():
-        quantized = QuantizedModel.load(result_file(Path(model)))
-        show.scores(measured(float_model_of(Path(model)), quantized, images))
+        folder = Path(model)
+        show.scores(measured(float_model_of(folder), QuantizedModel.load(result_file(folder)), images))
         return
     job = Job(model, weights=weights, shape=chw(shape), mean=numbers(mean, "--mean"), std=numbers(std, "--std"), classes=classes)
     scores = scores_of(job.load(), images)
@@ -117,18 +119,21 @@ def export(
     to: Annotated[Literal["onnx"], typer.Option(help="format")] = "onnx",
     check: Annotated[bool, typer.Option("--check", help="run the file in ONNX Runtime on the dreamed images and compare")] = False,
 ) -> None:
-    """Write DIR/model.onnx, which stock ONNX Runtime runs with its integer kernels."""
+    """Write DIR/model.onnx for stock ONNX Runtime."""
     from dreamquant.cli import show
-    from dreamquant.export import onnx
+    from dreamquant.export import export as write
+    from dreamquant.images import Images
     from dreamquant.quant.quantized import QuantizedModel
 
     quantized = QuantizedModel.load(result_file(folder))
-    show.exported(onnx.export(quantized, folder / "model.onnx"), folder / "model.onnx")
+    dreamed = folder / "images" / "images.safetensors"
+    pixels = Images.load(dreamed).pixels[:CHECKED] if dreamed.exists() else None
+    show.exported(write(quantized, folder / "model.onnx", check=check, images=pixels))
 
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a result")]) -> None:
-    """Write DIR/report.html again from what is in the folder."""
+    """Write DIR/report.html again."""
     from dreamquant.report import write_report
 
     result_file(folder)
@@ -140,7 +145,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="show one in full")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="the table of the README")] = False,
 ) -> None:
-    """The methods that --recipe takes, or all that one of them says of itself."""
+    """List the methods, or show one in full."""
     from dreamquant.cli import show
 
     if name is not None:
@@ -156,7 +161,7 @@ def bench(
     grid: Annotated[str, typer.Argument(metavar="FILE.py[:function]", help="a function that returns a list of dreamquant.job.Job")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="one JSON file a job; those that exist are skipped")],
 ) -> None:
-    """Run every job of a grid; a killed grid goes on where it stood."""
+    """Run a list of jobs, one JSON file each."""
     from dreamquant.cli.bench import run_grid
 
     run_grid(grid, out)
@@ -166,7 +171,7 @@ def bench(
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="folder of the result")] = Path("dreamquant-out/demo"),
 ) -> None:
-    """Quantize a network that ships in the package and test it on real handwritten digits; two minutes."""
+    """Quantize a shipped network, test it on real digits."""
     from dreamquant.cli.demo import run_demo
 
     run_demo(out)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from rich.console import Console
 from sklearn.datasets import load_digits
+from torch import Tensor
 
 from dreamquant.cli import show
-from dreamquant.evaluate import LabelledImages
-from dreamquant.export import onnx
+from dreamquant.evaluate import LabelledImages, evaluate
+from dreamquant.export import export
+from dreamquant.export.check import session_of
 from dreamquant.folder import replacing
 from dreamquant.job import Job, quantize_job
 from dreamquant.progress import progress_on
-from dreamquant.quant.quantized import QuantizedModel
+from dreamquant.quant.quantized import Facts, QuantizedModel
 from dreamquant.report.page import kilobytes, percent
 
 HELD_OUT = 5  # every fifth digit was kept from training, see training/train_zoo.py
@@ -35,10 +36,10 @@ def run_demo(out: Path) -> None:
         result, _ = quantize_job(job, folder, progress, "dreamquant demo")
     file = folder / "model.onnx"
     quantized = QuantizedModel.load(folder / "model.safetensors")
-    onnx.export(quantized, file)
+    export(quantized, file, check=False)
+    scores = evaluate(OnnxNetwork(file, quantized.facts), LabelledImages.open(data), reference=quantized.deployed())
     show.result(result, folder)
-    accuracy, count = onnx_accuracy(quantized, file, data)
-    words = f"onnx:   {file}, {kilobytes(file.stat().st_size)}, {percent(accuracy)} of {count} real digits in ONNX Runtime"
+    words = f"onnx:   {file}, {kilobytes(file.stat().st_size)}: {percent(scores.top1)} of {scores.images} real digits in ONNX Runtime"
     console.print(words, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -50,14 +51,13 @@ def write_digits(path: Path) -> None:
         np.savez_compressed(stream, x=x, y=bunch.target[::HELD_OUT])
 
 
-def onnx_accuracy(quantized: QuantizedModel, file: Path, data: Path) -> tuple[float, int]:
-    """The share of images that the ONNX file gets right in ONNX Runtime, and how many there are."""
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    right = count = 0
-    for pixels, labels in LabelledImages.open(str(data)).batches(quantized.shape, 64):
-        x = (pixels - torch.tensor(quantized.mean).view(1, -1, 1, 1)) / torch.tensor(quantized.std).view(1, -1, 1, 1)
-        logits = session.run(None, {name: x.numpy()})[0]
-        right += int((logits.argmax(1) == labels.numpy()).sum())
-        count += len(labels)
-    return right / count, count
+class OnnxNetwork:
+    """An exported file in ONNX Runtime, in the form that `evaluate` takes."""
+
+    def __init__(self, file: Path, facts: Facts) -> None:
+        self.session = session_of(file)
+        self.shape, self.mean, self.std, self.classes = facts.shape, facts.mean, facts.std, facts.classes
+        self.device = torch.device("cpu")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.session.run(["logits"], {"input": x.numpy()})[0])

@@ -13,7 +13,8 @@ from rich.table import Table
 
 import dreamquant.recipes as methods
 from dreamquant.choose import modifiers
-from dreamquant.report.page import headline, percent
+from dreamquant.export import ExportReport
+from dreamquant.report.page import headline, kilobytes, percent
 
 
 def _print(console: Console, text: str) -> None:
@@ -57,6 +58,27 @@ def scores(found: dict[str, Any]) -> None:
         _print(console, f"note: {len(found['unreadable'])} files could not be read, as {found['unreadable'][0]}")
 
 
+def exported(written: ExportReport) -> None:
+    """What was written, and how it ran where that was checked."""
+    console = Console()
+    types = ", ".join(f"{count} layers {kind}" for kind, count in written.types.items())
+    rows = [("file", written.path), ("size", kilobytes(written.bytes)), ("weights", types), ("operator set", str(written.opset))]
+    if written.check is not None:
+        found = written.check
+        rows.append(("runtime", found.runtime))
+        rows.append(("agreement", f"{percent(found.agreement)} of {found.images} images, with the deployed simulation"))
+        done, total = sum(found.integer.values()), sum(found.integer.values()) + sum(found.floating.values())
+        rows.append(("integer kernels", f"{done} of {total} convolutions, linears and additions"))
+        rows.append(("one image", f"{found.milliseconds:.2f} ms on one thread"))
+        if found.float_bytes is not None and found.float_milliseconds is not None:
+            rows.append(("in float", f"{kilobytes(found.float_bytes)}, {found.float_milliseconds:.2f} ms"))
+    table = Table(show_header=False)
+    for what, value in rows:
+        table.add_row(what, escape(value))
+    console.print(table)
+    _print(console, "note: below 8 bits a CPU gains size, not time")
+
+
 def first_line(function: Any) -> str:
     """What a recipe says of itself in its first line."""
     return (inspect.getdoc(function) or "").partition("\n")[0].rstrip(".")
@@ -79,7 +101,7 @@ def recipes() -> None:
 
 def recipe(name: str) -> None:
     """The docstring of one recipe and the value that it makes."""
-    known = modifiers().get(name) or methods.find(name)
+    known: Callable[..., Any] = modifiers().get(name) or methods.find(name)
     console = Console()
     _print(console, inspect.getdoc(inspect.getmodule(known)) or "")
     _print(console, "\n" + (inspect.getdoc(known) or ""))

@@ -24,8 +24,14 @@ INTEGER = {
     "conv": ("QLinearConv", "ConvInteger", "ConvIntegerToFloat"),
     "linear": ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
     "add": ("QLinearAdd",),
+    "norm": (),
 }
-FLOATING = {"conv": ("Conv", "FusedConv", "NhwcFusedConv"), "linear": ("Gemm", "FusedGemm", "MatMul", "FusedMatMul"), "add": ("Add",)}
+FLOATING = {
+    "conv": ("Conv", "FusedConv", "NhwcFusedConv"),
+    "linear": ("Gemm", "FusedGemm", "MatMul", "FusedMatMul"),
+    "add": ("Add",),
+    "norm": ("BatchNormalization",),
+}
 NOISE, BATCH, RUNS = 32, 16, 9
 
 
@@ -39,7 +45,7 @@ class OnnxCheck:
     relative: float  # norm of the difference over norm of the logits
     integer: Mapping[str, int]
     floating: Mapping[str, int]
-    coverage: float  # integer operators over all convolutions, linears and additions
+    coverage: float  # integer operators over all convolutions, linears, additions and lone BatchNorms
     bytes: int
     milliseconds: float  # median of one image on one thread
     float_bytes: int | None
@@ -115,7 +121,7 @@ def _noise(quantized: QuantizedModel) -> Tensor:
 
 
 def _coverage(path: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Convolutions, linears and additions of an optimised graph on integers, and in floats."""
+    """Convolutions, linears, additions and BatchNorms of an optimised graph on integers, and in floats."""
     count = Counter(node.op_type for node in onnx.load(path).graph.node)
     return tuple({kind: sum(count[name] for name in names) for kind, names in table.items()} for table in (INTEGER, FLOATING))  # type: ignore[return-value]
 

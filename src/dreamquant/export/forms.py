@@ -83,8 +83,8 @@ def _hardsigmoid(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:
 
 
 def _clamp(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:
-    low, high = {"relu6": (0.0, 6.0), "hardtanh": (a.get("min_val"), a.get("max_val"))}.get(op.function(), (a.get("min"), a.get("max")))
-    return w.node("Clip", [a["x"], None if low is None else w.number(low), None if high is None else w.number(high)], op.name)
+    limits = (0.0, 6.0) if op.function() == "relu6" else (a["min"], a["max"])
+    return w.node("Clip", [a["x"], *(None if limit is None else w.number(limit) for limit in limits)], op.name)
 
 
 def _softmax(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:
@@ -174,7 +174,6 @@ def _getitem(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:
     kept = [part for part in index if part is None or isinstance(part, slice)]
     new = [number for number, part in enumerate(kept) if part is None]
     return w.node("Unsqueeze", [x, w.integers(*new)]) if new else x
-
 
 
 def _roll(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:

@@ -83,7 +83,8 @@ def _model(writer: Writer) -> tuple[ir.Model, int]:
     opset, version = OPSETS[narrow]
     read = {value.name for node in writer.nodes for value in node.inputs if value is not None}
     kept = [value for name, value in writer.initializers.items() if name in read]
-    graph = ir.Graph([writer.image], [logits], nodes=writer.nodes, initializers=kept, opset_imports={"": opset}, name=deployed.name or "network")
+    name = deployed.name or "network"
+    graph = ir.Graph([writer.image], [logits], nodes=writer.nodes, initializers=kept, opset_imports={"": opset}, name=name)
     model = ir.Model(graph, ir_version=version, producer_name="dreamquant", producer_version=__version__)
     facts = deployed.facts
     model.metadata_props.update({"mean": repr(list(facts.mean)), "std": repr(list(facts.std)), "model": facts.name})

@@ -109,9 +109,9 @@ class SaliencyMatch(Loss[Pair]):
 
     def __call__(self, seen: Pair) -> Tensor:
         size = seen.images.pixels.shape[-2:]
-        student, teacher = (saliency(t)[:, None] for t in (seen.student, seen))
-        bigger = (F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in (student, teacher.detach()))
-        return F.mse_loss(*bigger)
+        maps = (saliency(trace)[:, None] for trace in (seen.student, seen))
+        student, teacher = (F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps)
+        return F.mse_loss(student, teacher.detach())
 
 
 @dataclass(frozen=True)

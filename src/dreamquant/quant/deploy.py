@@ -80,12 +80,8 @@ def _limits(op: Op) -> tuple[float, float] | None:
             return 0.0, math.inf
         case "relu6":
             return 0.0, 6.0
-        case "clamp":
-            given = op.numbers["arguments"]
-            low, high = given["min"], given["max"]
-        case "hardtanh":
-            given = op.numbers["arguments"]
-            low, high = given["min_val"], given["max_val"]
+        case "clamp" | "hardtanh":
+            low, high = op.numbers["arguments"]["min"], op.numbers["arguments"]["max"]
         case _:
             return None
     if isinstance(low, dict) or isinstance(high, dict):
@@ -96,9 +92,11 @@ def _limits(op: Op) -> tuple[float, float] | None:
 def _without_clamps(program: list[Op]) -> list[Op]:
     """Rounding is monotonous: the rounded clamped value is the rounded value clamped between the rounded limits."""
     readers, by = _readers(program), {op.name: op for op in program}
-    cut = {op.name: limits for op in program if (limits := _limits(op)) and all(r.kind == "grid" for r in readers.get(op.name, ())) and op.name in readers}
-    if program[-1].name in cut:
-        del cut[program[-1].name]
+    cut = {}
+    for op in program:
+        limits, reading = _limits(op), readers.get(op.name)
+        if limits and reading and all(reader.kind == "grid" for reader in reading):
+            cut[op.name] = limits
     result = []
     for op in program:
         if op.name in cut:

@@ -129,7 +129,7 @@ class _Freezing:
             return
         if not bool(q.scale.isfinite().all()):
             raise ValueError(f"{node.all_input_nodes[0].name}: no range was ever measured; add a Calibrate step")
-        numbers = {"live": q.live, "bits": q.format.bits, "low": q.format.low, "high": q.format.high}
+        numbers: dict[str, Any] = {"live": q.live, "bits": q.format.bits, "low": q.format.low, "high": q.format.high}
         numbers |= {"scale": q.scale.item(), "zero": int(q.zero.item()), "divides": False}
         self.ops.append(Op("grid", node.name, (source,), numbers))
 
@@ -170,7 +170,7 @@ class _Freezing:
                 inputs.append(name)
             return inputs.index(name)
 
-        value = fx.map_arg(value, lambda n: self.plain[n.name] if n.name in self.plain else n)
+        value = fx.map_arg(value, lambda n: self.plain.get(n.name, n))
         return encode(_plain(value), place, held)
 
     def _call(self, node: fx.Node, function: str, args: Any, kwargs: dict[str, Any], held: Any) -> None:

@@ -39,7 +39,8 @@ def unpack(data: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
     _check(bits)
     count = math.prod(shape)
     if data.dtype != torch.uint8 or data.ndim != 1 or len(data) != packed_bytes(count, bits):
-        raise ValueError(f"{tuple(data.shape)} {data.dtype} is not {packed_bytes(count, bits)} bytes, which {count} codes of {bits} bits take")
+        expected = packed_bytes(count, bits)
+        raise ValueError(f"{tuple(data.shape)} {data.dtype} is not {expected} bytes, which {count} codes of {bits} bits take")
     raw = data.cpu().numpy()
     if bits == 8:
         unsigned = raw.astype(np.int16)

@@ -18,8 +18,10 @@ from dreamquant.quant.vocabulary import FUNCTIONS, VARIADIC
 
 # Ops that only move values: a tensor on a grid stays on it.
 MOVES = frozenset(
-    "max_pool2d adaptive_max_pool2d flatten unflatten reshape expand repeat permute transpose squeeze unsqueeze getitem chunk split unbind "
-    "pad roll identity pixel_shuffle channel_shuffle".split()
+    (
+        *("max_pool2d", "adaptive_max_pool2d", "flatten", "unflatten", "reshape", "expand", "repeat", "permute", "transpose", "squeeze"),
+        *("unsqueeze", "getitem", "chunk", "split", "unbind", "pad", "roll", "identity", "pixel_shuffle", "channel_shuffle"),
+    )
 )
 
 
@@ -161,8 +163,8 @@ def run(op: Op, values: list[Any]) -> Any:
             return FUNCTIONS[op.function()](arguments["x"]) if list(arguments) == ["x"] else FUNCTIONS[op.function()](**arguments)
         case "opaque":
             assert op.held is not None
-            args, kwargs = decode(op.numbers["args"], values), decode(op.numbers["kwargs"], values)
-            return op.held(*args, **kwargs)
+            args = decode(op.numbers["args"], values)
+            return op.held(*args, **{key: decode(value, values) for key, value in op.numbers["kwargs"].items()})
     raise ValueError(f"{op.name}: no op of the kind {op.kind!r} exists")
 
 

@@ -149,7 +149,8 @@ class QuantizedModel:
                 grid = grid_of(by, op.inputs[0])
                 bits = int(grid.numbers["bits"]) if grid and grid.numbers["live"] else None
                 macs = seen[op.name].numel() * codes[0].numel()
-                found.append(Layer(op.name, op.numbers["layer"], op.kind, tuple(codes.shape), op.numbers["bits"], _weight_bytes(op), bits, macs))
+                layer, width = op.numbers["layer"], op.numbers["bits"]
+                found.append(Layer(op.name, layer, op.kind, tuple(codes.shape), width, _weight_bytes(op), bits, macs))
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -245,7 +246,8 @@ def _read_op(line: dict[str, Any], tensors: dict[str, Tensor]) -> Op:
     kind, name, numbers = line["kind"], line["name"], line["numbers"]
     if kind not in KINDS:
         raise ValueError(f"{name}: no op of the kind {kind!r} exists")
-    missing = [key for key in NUMBERS.get(kind, ()) if key not in numbers] + [key for key in NEEDED.get(kind, ()) if key not in line["tensors"]]
+    missing = [key for key in NUMBERS.get(kind, ()) if key not in numbers]
+    missing += [key for key in NEEDED.get(kind, ()) if key not in line["tensors"]]
     if missing:
         raise ValueError(f"{name}: {kind} lacks {', '.join(missing)}")
     if kind == "call" and numbers["function"] not in FUNCTIONS:

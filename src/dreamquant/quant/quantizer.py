@@ -59,6 +59,8 @@ class Inside(Rule):
 class Following(Rule):
     """The grid follows the tensor: weights in training. With `share` below 1 it spans that share of the range found."""
 
+    share: Tensor
+
     def __init__(self, ranges: Ranges | None = None, share: Tensor | None = None) -> None:
         super().__init__()
         self.ranges = ranges or MinMax()

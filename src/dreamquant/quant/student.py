@@ -84,7 +84,8 @@ def convert(model: Model, scheme: Scheme) -> Student:
         with net.graph.inserting_after(node):
             q = net.graph.call_module("q." + node.name, (node,))
         q.meta["shape"] = node.meta["shape"]
-        node.replace_all_uses_with(q, delete_user_cb=lambda user, q=q: user is not q)
+        for user in [user for user in node.users if user is not q]:
+            user.replace_input_with(node, q)
     for number, node in enumerate(layers):
         _quantize_weight(net.get_submodule(str(node.target)), scheme, str(node.target), number, len(layers))
     net.recompile()
@@ -115,7 +116,7 @@ class Student:
 
     def activation_quantizers(self) -> dict[str, Quantizer]:
         """Quantizers of activations by the name of the node whose tensor they quantize."""
-        return {name: q for name, q in self.net.q.named_children() if isinstance(q, Quantizer)}
+        return {name: q for name, q in self.net.get_submodule("q").named_children() if isinstance(q, Quantizer)}
 
     def state_dict(self) -> dict[str, Any]:
         return self.net.state_dict()

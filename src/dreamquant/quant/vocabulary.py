@@ -40,8 +40,8 @@ def clamp(x: Tensor, min: float | None = None, max: float | None = None) -> Tens
     return torch.clamp(x, min, max)
 
 
-def hardtanh(x: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
-    return torch.clamp(x, min_val, max_val)
+def hardtanh(x: Tensor, min: float = -1.0, max: float = 1.0) -> Tensor:
+    return F.hardtanh(x, min, max)
 
 
 def getitem(x: Any, index: Any) -> Any:
@@ -138,7 +138,9 @@ def interpolate(x: Tensor, size: Any = None, scale_factor: Any = None, mode: str
     return F.interpolate(x, size, scale_factor, mode, align_corners)
 
 
-def layer_norm(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+def layer_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
     return F.layer_norm(x, tuple(normalized_shape), weight, bias, eps)
 
 
@@ -273,7 +275,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sum": sum_,
     "float": float_,
     "pow": power,
-    **{f.__name__: f for f in (add, sub, mul, div, floordiv, clamp, hardtanh, getitem, size, mean, reshape, expand, repeat, permute, flatten, unflatten)},
+    **{
+        f.__name__: f
+        for f in (add, sub, mul, div, floordiv, clamp, hardtanh, getitem, size, mean, reshape, expand, repeat, permute, flatten, unflatten)
+    },
     **{f.__name__: f for f in (squeeze, unsqueeze, split, chunk, unbind, roll, transpose, cat, stack, pad, interpolate, identity)},
     **{f.__name__: f for f in (avg_pool2d, max_pool2d, adaptive_avg_pool2d, adaptive_max_pool2d, pixel_shuffle, channel_shuffle)},
     **{f.__name__: f for f in (softmax, attention, layer_norm, group_norm, normalize, conv1d, conv_transpose2d, embedding, matmul, linear)},

@@ -21,7 +21,9 @@ def find(name: str) -> Callable[..., Recipe]:
     """The function that makes the recipe `name`. Raises ValueError for an unknown one, and offers the nearest."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), 3, 0.4)
-        raise ValueError(f"unknown recipe {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ".") + f" All: {', '.join(names())}")
+        raise ValueError(
+            f"unknown recipe {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ".") + f" All: {', '.join(names())}"
+        )
     made: Callable[..., Recipe] = globals()[name]
     return made
 

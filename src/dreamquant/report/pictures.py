@@ -30,7 +30,7 @@ def sheet(pixels: Tensor, classes: Tensor, path: Path, count: int = 64, columns:
     _, height, width, _ = tiles.shape
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
-    gap = max(2, factor // 2)
+    gap = max(2, height // 12)
     whole = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
     for number, tile in enumerate(tiles):
         top, left = number // columns * (height + gap), number % columns * (width + gap)

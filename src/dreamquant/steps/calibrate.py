@@ -59,4 +59,3 @@ class NarrowWeightRanges:
             best_low, best_high = self.ranges(weight, q.format)
             share = (best_high - best_low) / (high - low).clamp_min(1e-12)
             q.rule = Following(MinMax(), share)
-

@@ -13,7 +13,7 @@ from dreamquant.images import ImageBuffer, Images
 from dreamquant.losses.algebra import Loss, Objective
 from dreamquant.model import Model
 from dreamquant.optimizers import Adam, Cosine, Optimizer, pace
-from dreamquant.run import Run
+from dreamquant.run import Run, Stateful
 from dreamquant.synthesis.transforms import Transform, applied
 from dreamquant.trace import Trace, Watch
 
@@ -131,7 +131,7 @@ class OptimizePixels:
         objective = Objective(self.loss, model)
         watch = Watch(model, objective.needs)
         waiting = Waiting(self.patience)
-        live = {"holder": holder, "optimizer": optimizer, "objective": objective, "waiting": waiting}
+        live: dict[str, Stateful] = {"holder": holder, "optimizer": optimizer, "objective": objective, "waiting": waiting}
         for step in (loop := run.loop("dreaming", self.iterations, **live)):
             shown = applied(self.transforms, self.space.shown(model, raw))
             loss = objective(watch(Images(shown, labels)))
@@ -164,4 +164,3 @@ class Waiting:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.best, self.count = (state["best"] if state["best"] >= 0 else float("inf")), int(state["count"])
-

@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dreamquant.model import Model
+from dreamquant.quant.freeze import freeze
+from dreamquant.quant.program import Op, run
+from dreamquant.quant.quantized import QuantizedModel
+from dreamquant.quant.ranges import LpSearch, MinMax
+from dreamquant.quant.scheme import Int, Scheme, scheme_of
+from dreamquant.quant.student import Student, convert
+from dreamquant.zoo.networks import CifarResNet, DepthwiseNet
+
+DATA = Path(os.environ.get("DREAMQUANT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+class Odd(nn.Module):
+    """One of each: a gate, a concatenation, a constant, LayerNorm, a slice, circular padding, a float layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1, padding_mode="circular")
+        self.bn = nn.BatchNorm2d(8)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Hardsigmoid())
+        self.up = nn.ConvTranspose2d(8, 4, 2, 2)
+        self.norm = nn.LayerNorm(12)
+        self.offset = nn.Parameter(torch.linspace(-1, 1, 12))
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.bn(self.stem(x)))
+        x = x * self.gate(x)
+        x = torch.cat([x, F.max_pool2d(self.up(x), 2)], 1)[:, :, ::2, ::2]
+        x = x.flatten(2).transpose(1, 2)
+        return self.head((self.norm(x) + self.offset).mean(1))
+
+
+class Secretive(nn.Module):
+    """Cannot be traced, so it stays whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
+def prepared(net: nn.Module, shape: tuple[int, int, int] = (3, 16, 16)) -> Model:
+    """A model with BatchNorm statistics that are not trivial, negative and zero factors among them."""
+    generator = torch.Generator().manual_seed(1)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            count = module.num_features
+            module.weight.data = torch.rand(count, generator=generator) * 1.5 - 0.4
+            module.weight.data[0] = 0
+            module.bias.data = torch.randn(count, generator=generator) * 0.3
+            module.running_mean = torch.randn(count, generator=generator) * 0.1
+            module.running_var = torch.rand(count, generator=generator) + 0.1
+    return Model.from_module(net, shape, (0.5,) * 3, (0.25,) * 3, "net")
+
+
+def images(count: int = 8, shape: tuple[int, int, int] = (3, 16, 16)) -> Tensor:
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(2))
+
+
+def student_of(net: nn.Module, scheme: Scheme) -> Student:
+    torch.manual_seed(0)
+    student = convert(prepared(net), scheme)
+    with student.observing(MinMax()), torch.no_grad():
+        student.net(images())
+    return student
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return CifarResNet(1, (8, 16, 16), 3, 10)
+
+
+NETS = {"resnet": small, "depthwise": lambda: DepthwiseNet((8, 16, 16), 3, 4), "odd": Odd}
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4", "w2a3", "w4a32"])
+def test_frozen_computes_what_the_student_computes(net: str, bits: str, tmp_path: Path) -> None:
+    student = student_of(NETS[net](), scheme_of(bits))
+    quantized = freeze(student, {"seed": 3})
+    with torch.no_grad():
+        expected = student.net(images())
+    assert torch.equal(quantized(images()), expected)
+    quantized.save(tmp_path / "model.safetensors")
+    loaded = QuantizedModel.load(tmp_path / "model.safetensors")
+    assert torch.equal(loaded(images()), expected)
+    assert torch.equal(loaded.deployed()(images()), quantized.deployed()(images()))
+    assert loaded.provenance == {"seed": 3} and loaded.facts == quantized.facts
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_weights_take_their_true_width_in_the_file(tmp_path: Path) -> None:
+    sizes = {}
+    for bits in ("w8a8", "w4a8", "w3a8"):
+        quantized = freeze(student_of(small(), scheme_of(bits)), {})
+        quantized.save(tmp_path / bits)
+        with safe_open(str(tmp_path / bits), "pt") as file:
+            sizes[bits] = sum(file.get_tensor(key).numel() for key in file.keys() if key.endswith(".codes"))  # noqa: SIM118
+        assert sizes[bits] == quantized.weight_bytes
+    count = sizes["w8a8"]
+    assert sizes["w4a8"] == count // 2 and sizes["w3a8"] == 3 * count // 8
+    assert (tmp_path / "w8a8").stat().st_size - (tmp_path / "w4a8").stat().st_size >= 0.45 * count
+
+
+def test_layers_are_listed_with_bits_and_work() -> None:
+    student = student_of(small(), scheme_of("w4a4", ends=8))
+    layers = freeze(student, {}).deployed().layers()
+    assert [layer.layer for layer in layers] == list(student.layers())
+    assert layers[0].bits == layers[-1].bits == 8 and {layer.bits for layer in layers[1:-1]} == {4}
+    assert layers[0].macs == 16 * 16 * 8 * 27 and layers[0].input_bits == 8 and layers[2].input_bits == 4
+    assert layers[1].weight_bytes == 8 * 8 * 9 // 2
+
+
+def test_a_range_never_measured_is_named() -> None:
+    student = convert(prepared(small()), scheme_of("w4a4"))
+    with pytest.raises(ValueError, match="no range was ever measured; add a Calibrate step"):
+        freeze(student, {})
+    freeze(convert(prepared(small()), scheme_of("w4a32")), {})  # nothing reads a grid of activations
+
+
+def test_layers_left_in_float_are_listed() -> None:
+    assert "up" in freeze(student_of(Odd(), scheme_of("w4a4")), {}).left_in_float
+
+
+def test_an_opaque_part_runs_and_is_not_saved(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Secretive(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    student = student_of(net, scheme_of("w8a8"))
+    quantized = freeze(student, {})
+    with torch.no_grad():
+        assert torch.equal(quantized(images()), student.net(images()))
+    assert "1" in quantized.left_in_float
+    with pytest.raises(ValueError, match="_1 have no form in a file"):
+        quantized.save(tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def saved(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    freeze(student_of(small(), scheme_of("w4a4")), {}).save(path)
+    with safe_open(str(path), "pt") as file:
+        return load_file(path), json.loads(file.metadata()["dreamquant"])
+
+
+@pytest.mark.parametrize("change", ["function", "kind", "missing tensor", "bits", "input", "format"])
+def test_a_damaged_program_is_refused(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "model.safetensors"
+    tensors, about = saved(path)
+    program: list[dict] = about["program"]  # type: ignore[assignment]
+    conv = next(line for line in program if line["kind"] == "conv")
+    call = next(line for line in program if line["kind"] == "call")
+    match change:
+        case "function":
+            call["numbers"]["function"] = "__import__"
+        case "kind":
+            conv["kind"] = "opaque"
+        case "missing tensor":
+            del tensors[conv["name"] + ".scale"]
+        case "bits":
+            conv["numbers"]["bits"] = 3
+        case "input":
+            conv["inputs"] = ["nobody"]
+        case "format":
+            about["format"] = 99
+    save_file(tensors, path, {"dreamquant": json.dumps(about)})
+    with pytest.raises(ValueError, match="is damaged or was written by another version"):
+        QuantizedModel.load(path)
+
+
+def test_files_that_are_no_model_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    saved(path)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"garbage", b"", whole[:20]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="not a whole safetensors file"):
+            QuantizedModel.load(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="no model that dreamquant saved"):
+        QuantizedModel.load(path)
+    with pytest.raises(ValueError, match="does not exist"):
+        QuantizedModel.load(tmp_path / "none")
+
+
+def test_folding_batch_norm_changes_no_weight() -> None:
+    """Every layer of the deployed program has exactly the weight times BatchNorm's factor, negative and zero factors included."""
+    quantized = freeze(student_of(small(), scheme_of("w4a4")), {})
+    by, deployed = {op.name: op for op in quantized.program}, {op.name: op for op in quantized.deployed().program}
+    folded = [op for op in quantized.program if op.kind == "bn"]
+    negative = 0
+    assert len(folded) == 7 and not any(op.kind == "bn" for op in deployed.values())
+    for bn in folded:
+        before, after = by[bn.inputs[0]], deployed[bn.inputs[0]]
+        factor = bn.tensors["weight"] / (bn.tensors["var"] + bn.numbers["eps"]).sqrt()
+        negative += int((factor < 0).sum())
+        assert (factor == 0).any()
+        x = images(2, (before.tensors["codes"].shape[1], 9, 9)).abs()
+        step = after.numbers["input_scale"]
+        x = (x / step).round() * step
+        expected = run(bn, [run(before, [x])])
+        spread = expected.abs().max()
+        assert (run(after, [x]) - expected).abs().max() < 1e-3 * spread + 2 * step * float(after.tensors["scale"].max())
+    assert negative > 5
+
+
+def test_a_clamp_before_a_grid_becomes_its_limits() -> None:
+    quantized = freeze(student_of(DepthwiseNet((8, 16, 16), 3, 4), scheme_of("w8a4")), {})
+    before, after = quantized.trace(images()), quantized.deployed().trace(images())
+    assert not any(op.function() == "relu6" for op in quantized.deployed().program)
+    grids = [op for op in quantized.deployed().program if op.kind == "grid" and op.name in before]
+    assert all(float(after[op.name].min()) >= -1e-6 for op in grids[1:-1])
+    assert all(float(after[op.name].max()) <= 6 + op.numbers["scale"] / 2 for op in grids[1:-1])
+
+
+def test_deployed_twice_is_deployed_once() -> None:
+    once = freeze(student_of(small(), scheme_of("w4a4")), {}).deployed()
+    assert once.deployed() is once
+    assert all(op.numbers["live"] for op in once.program if op.kind == "grid")
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_a_convolution_is_integer_arithmetic(data: st.DataObject) -> None:
+    """The simulated convolution equals integers convolved in 32 bits, multiplied once per channel."""
+    groups = data.draw(st.sampled_from([1, 2, 4]), "groups")
+    bits, input_bits = data.draw(st.integers(2, 8), "bits"), data.draw(st.integers(2, 8), "input bits")
+    stride, padding, dilation = (data.draw(st.integers(low, 2)) for low in (1, 0, 1))
+    per = data.draw(st.sampled_from(["channel", "tensor"]))
+    symmetric = data.draw(st.booleans(), "symmetric")
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10_000), "seed"))
+    layer = nn.Conv2d(4, 8, 3, stride, padding, dilation, groups)
+    layer.weight.data = torch.randn(layer.weight.shape, generator=generator)
+    layer.bias = nn.Parameter(torch.randn(8, generator=generator))
+    net = nn.Sequential(layer, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = Model.from_module(net, (4, 8, 8), (0.5,) * 4, (0.25,) * 4)
+    student = convert(model, Scheme(Int(bits, per, symmetric), Int(input_bits), spare=Int(input_bits)))
+    x = torch.randn(2, 4, 8, 8, generator=generator) + 0.7
+    with student.observing(LpSearch()), torch.no_grad():
+        student.net(x)
+    program = {op.kind + op.function(): op for op in freeze(student, {}).deployed().program}
+    grid, conv = next(op for op in freeze(student, {}).deployed().program if op.kind == "grid"), program["conv"]
+    n, t = grid.numbers, conv.tensors
+    # integers only, from here to the last line
+    codes = ((x / torch.tensor(n["scale"])).round() + n["zero"]).clamp(n["low"], n["high"]).long()
+    kernel = t["codes"].long() - t["zero"].long().view(-1, 1, 1, 1)
+    sums = F.conv2d((codes - n["zero"]).double(), kernel.double(), None, stride, padding, dilation, groups).long()
+    sums = sums + t["bias32"].long().view(1, -1, 1, 1)
+    assert int(sums.abs().max()) < 2**31
+    expected = sums.double() * (t["scale"].double() * n["scale"]).view(1, -1, 1, 1)
+    got = run(conv, [run(grid, [x])])
+    unit = float((t["scale"] * n["scale"]).max())
+    assert torch.allclose(got.double(), expected, rtol=1e-5, atol=unit * 0.01)
+
+
+def test_a_bias_larger_than_32_bits_keeps_its_value() -> None:
+    from dreamquant.quant.deploy import deployed
+
+    quantized = freeze(student_of(small(), scheme_of("w8a8")), {})
+    program = []
+    for op in quantized.program:
+        if op.kind == "bn":
+            tensors = {**op.tensors, "weight": op.tensors["weight"] * 1e-12}
+            op = Op(op.kind, op.name, op.inputs, op.numbers, tensors)
+        program.append(op)
+    made = deployed(QuantizedModel(tuple(program), quantized.facts))
+    for op in made.program:
+        if op.kind == "conv":
+            value = op.tensors["bias32"].double() * op.tensors["scale"].double() * op.numbers["input_scale"]
+            bn = next(o for o in quantized.program if o.kind == "bn" and o.inputs[0] == op.name)
+            assert torch.allclose(value.float(), bn.tensors["bias"], rtol=1e-4, atol=1e-6)
+
+
+def cifar() -> tuple[Model, Tensor, Tensor]:
+    """The network and the images of the data folder; skips where there are none."""
+    weights, data = DATA / "cifar10" / "resnet20.safetensors", DATA / "cifar10" / "lossless200.npz"
+    if not weights.exists() or not data.exists():
+        pytest.skip(f"no {weights.name} and {data.name} in the data folder (DREAMQUANT_DATA)")
+    net = CifarResNet()
+    state = {key.removeprefix("module."): value for key, value in load_file(weights).items()}
+    assert not [key for key in net.load_state_dict(state, strict=False).missing_keys if "num_batches" not in key]
+    model = Model.from_module(net, (3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "resnet20")
+    loaded = np.load(data)
+    pixels = torch.from_numpy(loaded["x"]).permute(0, 3, 1, 2).float() / 255
+    return model, model.normalise(pixels), torch.from_numpy(loaded["y"]).long()
+
+
+def test_eight_bits_keep_the_accuracy_of_a_real_network() -> None:
+    model, x, y = cifar()
+    student = convert(model, scheme_of("w8a8"))
+    with student.observing(LpSearch()), torch.no_grad():
+        student.net(x[:64])
+    quantized = freeze(student, {})
+    accuracy = [float((net(x).argmax(1) == y).float().mean()) for net in (model, quantized, quantized.deployed())]
+    assert accuracy[0] > 0.88 and not math.isnan(accuracy[0])
+    assert min(accuracy[1:]) > accuracy[0] - 0.02
