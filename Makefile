@@ -9,11 +9,12 @@ PIP := $(PY) -m pip --quiet --quiet --disable-pip-version-check
 demo: $(VENV)/.installed-package
 	$(VENV)/bin/dreamquant demo
 
+# one thread a process: the networks of the tests are so small that threads would wait for each other
 test: $(VENV)/.installed-tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile
 
 # torch goes first and alone, so that nothing below can choose another build of it
 $(VENV)/.installed-package: pyproject.toml constraints.txt

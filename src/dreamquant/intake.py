@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import inspect
 import os
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from dreamquant.torchvision_import import import_vision
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RANDOM = "random"  # --weights random: initial weights, to try an architecture without a file
+SLOW_TO_START = ("googlenet", "inception_v3")  # their random initial weights take most of a minute
 SHOWN = 4  # keys named in a message
 
 
@@ -55,8 +55,9 @@ def load_model(
 ) -> Model:
     """The Model that `spec` names: zoo:NAME, torchvision:NAME, timm:NAME, hf:REPO or path/file.py:factory.
 
-    `weights` is a safetensors or state dict file (never unpickled), or "random"; facts given here go before those the
-    network carries. Raises ValueError that names what is wrong and the way out.
+    `weights` is a safetensors or state dict file (never unpickled), or "random"; with it, networks of the libraries are
+    built for `classes` classes. Facts given here go before those the network carries. Raises ValueError that names
+    what is wrong and the way out.
 
     >>> load_model("zoo:resnet-digits").shape
     (1, 8, 8)
@@ -66,7 +67,7 @@ def load_model(
     if spec.rpartition(":")[0].endswith(".py") or spec.endswith(".py"):
         found = _from_file(spec)
     elif colon and source in SOURCES:
-        found = SOURCES[source](name, pretrained)
+        found = SOURCES[source](name, pretrained, classes)
     else:
         raise ValueError(f"MODEL {spec!r}: write zoo:NAME, torchvision:NAME, timm:NAME, hf:REPO or path/file.py:function")
     if weights is not None and str(weights) != RANDOM:
@@ -107,7 +108,7 @@ def _near(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _from_zoo(name: str, pretrained: bool) -> Found:
+def _from_zoo(name: str, pretrained: bool, classes: int | None) -> Found:
     if name not in zoo.ENTRIES:
         raise ValueError(f"unknown network zoo:{name}{_near(name, zoo.ENTRIES)} The zoo has {', '.join(zoo.ENTRIES)}")
     entry = zoo.ENTRIES[name]
@@ -117,28 +118,28 @@ def _from_zoo(name: str, pretrained: bool) -> Found:
     return Found(net, Facts(entry.shape, entry.mean, entry.std), pretrained)
 
 
-def _from_torchvision(name: str, pretrained: bool) -> Found:
+def _from_torchvision(name: str, pretrained: bool, classes: int | None) -> Found:
     models = import_vision("torchvision.models")
     if name not in models.list_models():
         raise ValueError(f"unknown network torchvision:{name}{_near(name, models.list_models())}")
-    build = models.get_model_builder(name)
-    extra = (
-        {"init_weights": False} if "init_weights" in inspect.signature(build).parameters or name in ("googlenet", "inception_v3") else {}
-    )
-    net = (
-        _downloaded(lambda: models.get_model(name, weights="DEFAULT"), f"torchvision:{name}")
-        if pretrained
-        else build(weights=None, **extra)
-    )
+    if pretrained:
+        net = _downloaded(lambda: models.get_model(name, weights="DEFAULT"), f"torchvision:{name}")
+    else:
+        settings: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+        settings |= {"init_weights": False} if name in SLOW_TO_START else {}
+        net = models.get_model(name, weights=None, **settings)
     side = 299 if name == "inception_v3" else 224
     return Found(net, Facts((3, side, side), IMAGENET_MEAN, IMAGENET_STD), pretrained)
 
 
-def _from_timm(name: str, pretrained: bool) -> Found:
+def _from_timm(name: str, pretrained: bool, classes: int | None) -> Found:
     timm = import_vision("timm")
     if not name.startswith("hf-hub:") and not timm.is_model(name):
         raise ValueError(f"unknown network timm:{name}{_near(name, timm.list_models())}")
-    net = _downloaded(lambda: timm.create_model(name, pretrained=pretrained), f"timm:{name}") if pretrained else timm.create_model(name)
+    if pretrained:
+        net = _downloaded(lambda: timm.create_model(name, pretrained=True), f"timm:{name}")
+    else:
+        net = timm.create_model(name, **({} if classes is None else {"num_classes": classes}))
     return Found(net, _carried(net), pretrained)
 
 
@@ -154,15 +155,15 @@ class Logits(nn.Module):
         return logits
 
 
-def _from_hub(name: str, pretrained: bool) -> Found:
+def _from_hub(name: str, pretrained: bool, classes: int | None) -> Found:
     if name.startswith("timm/"):
-        return _from_timm(f"hf-hub:{name}", pretrained)
+        return _from_timm(f"hf-hub:{name}", pretrained, classes)
     if importlib.util.find_spec("transformers") is None:
         raise ValueError(f"hf:{name} needs the package transformers, which is not installed: pip install 'dreamquant[hf]'")
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
     def load() -> Found:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, **({} if classes is None or pretrained else {"num_labels": classes}))
         net = AutoModelForImageClassification.from_pretrained(name) if pretrained else AutoModelForImageClassification.from_config(config)
         side = getattr(config, "image_size", 224)
         try:

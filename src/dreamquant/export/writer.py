@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dreamquant.export.forms import write_call
-from dreamquant.quant.program import Op, weight
+from dreamquant.quant.program import Op, levels, weight
 from dreamquant.quant.quantized import QuantizedModel, grid_of
 
 # The type that codes are stored in; there is none of 3 bits
@@ -29,6 +29,10 @@ class Writer:
     def __init__(self, model: QuantizedModel, boxes: Mapping[int, Any] = BOXES, floating: bool = False) -> None:
         self.model, self.boxes, self.floating = model, boxes, floating
         self.by = {op.name: op for op in model.program}
+        self.readers: dict[str, list[Op]] = {}
+        for op in model.program:
+            for name in op.inputs:
+                self.readers.setdefault(name, []).append(op)
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
         self.done: dict[str, Any] = {}  # op name -> value, list of values, or what is no tensor
@@ -108,35 +112,53 @@ class Writer:
             q = self.node("Clip", [q, self.constant(np.uint8(low), f"u{low}"), self.constant(np.uint8(high), f"u{high}")], f"{name}.clip")
         return self.node("DequantizeLinear", [q, scale, zero], name)
 
-    def _kernel(self, op: Op) -> ir.Value:
-        """The weight: codes in the narrowest type there is, Cast to INT8, DequantizeLinear along the first axis.
+    def _on_integers(self, op: Op) -> bool:
+        """Whether a runtime can run a layer on integers: it reads a grid, and a convolution also writes one.
 
-        Zero points that differ by channel send depthwise convolutions of ONNX Runtime down a path 18 times slower, so they
-        are subtracted before, where the result fits in a byte; a runtime does that once, when it loads the file.
+        Zero points that differ by channel and cannot be subtracted beforehand (8 bits) send grouped convolutions of ONNX
+        Runtime down a path that is many times slower than floats are; those stay in floats.
+        """
+        if self.floating or "bias32" not in op.tensors:
+            return False
+        if op.kind == "linear":
+            return True
+        read_by_grids = all(reader.kind == "grid" for reader in self.readers.get(op.name, [op]))
+        zero = op.tensors["zero"]
+        return read_by_grids and (op.numbers["groups"] == 1 or _fits(op) or bool((zero == zero[0]).all()))
+
+    def _kernel(self, op: Op) -> ir.Value:
+        """The weight, from codes in the narrowest type there is.
+
+        For integer kernels: Cast to INT8, DequantizeLinear along the first axis. Zero points are subtracted before where the
+        result fits in a byte, as a runtime does once, when it loads the file: kernels are faster with none.
+        For float kernels: the same arithmetic in floats, because a DequantizeLinear would be computed at every run.
         """
         if self.floating:
             return self.constant(_array(weight(op)), f"{op.name}.weight")
-        codes, zero = _array(op.tensors["codes"]), _array(op.tensors["zero"])
+        codes, zero, scale = (_array(op.tensors[key]) for key in ("codes", "zero", "scale"))
+        axes = (-1,) + (1,) * (codes.ndim - 1)
         box = self.boxes.get(op.numbers["bits"])
         value = self.constant(codes if box is None else codes.astype(box), f"{op.name}.codes")
-        levels = codes.astype(np.int16) - zero.astype(np.int16).reshape(-1, *[1] * (codes.ndim - 1))
-        if zero.any() and levels.min() >= -128 and levels.max() <= 127:
-            shift = self.constant(zero.astype(np.int32).reshape(-1, *[1] * (codes.ndim - 1)), f"{op.name}.shift")
-            wide = self.node("Cast", [value], f"{op.name}.wide", to=ir.DataType.INT32.value)
-            value = self.node("Sub", [wide, shift], f"{op.name}.levels")
-            zero, box = np.zeros_like(zero), True
+        if not self._on_integers(op):
+            value = self.node("Cast", [value], f"{op.name}.wide", to=ir.DataType.FLOAT.value)
+            value = self.node("Sub", [value, self.constant(zero.astype(np.float32).reshape(axes), f"{op.name}.shift")], f"{op.name}.levels")
+            return self.node("Mul", [value, self.constant(scale.reshape(axes), f"{op.name}.scale")], f"{op.name}.weight")
+        if zero.any() and _fits(op):
+            value = self.node("Cast", [value], f"{op.name}.wide", to=ir.DataType.INT32.value)
+            value = self.node("Sub", [value, self.constant(zero.astype(np.int32).reshape(axes), f"{op.name}.shift")], f"{op.name}.levels")
+            zero, box = np.zeros_like(zero), np.int8
         if box is not None:
             value = self.node("Cast", [value], f"{op.name}.cast", to=ir.DataType.INT8.value)
-        scale, zeros = self.constant(_array(op.tensors["scale"]), f"{op.name}.scale"), self.constant(zero, f"{op.name}.zero")
-        return self.node("DequantizeLinear", [value, scale, zeros], f"{op.name}.weight", axis=0)
+        vectors = [self.constant(scale, f"{op.name}.scale"), self.constant(zero, f"{op.name}.zero")]
+        return self.node("DequantizeLinear", [value, *vectors], f"{op.name}.weight", axis=0)
 
     def _bias(self, op: Op) -> ir.Value | None:
-        """The bias; as 32-bit integers where the layer reads integers."""
+        """The bias; as 32-bit integers where the layer runs on integers."""
         t = op.tensors
         if "bias32" not in t:
             return self.constant(_array(t["bias"]), f"{op.name}.bias") if "bias" in t else None
         unit = np.float32(op.numbers["input_scale"]) * _array(t["scale"])
-        if self.floating:
+        if not self._on_integers(op):
             return self.constant((_array(t["bias32"]) * unit).astype(np.float32), f"{op.name}.bias")
         value = self.constant(_array(t["bias32"]), f"{op.name}.bias32")
         return self.node("DequantizeLinear", [value, self.constant(unit, f"{op.name}.unit")], f"{op.name}.bias", axis=0)
@@ -165,6 +187,12 @@ class Writer:
         full = {"weight": np.ones_like(t["mean"]), "bias": np.zeros_like(t["mean"]), **t}
         vectors = [self.constant(full[key], f"{op.name}.{key}") for key in ("weight", "bias", "mean", "var")]
         return self.node("BatchNormalization", [self.done[op.inputs[0]], *vectors], op.name, epsilon=op.numbers["eps"])
+
+
+def _fits(op: Op) -> bool:
+    """Whether code minus zero point is a signed byte, throughout."""
+    whole = levels(op)
+    return bool(whole.min() >= -128) and bool(whole.max() <= 127)
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:

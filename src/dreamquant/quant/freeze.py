@@ -94,7 +94,7 @@ class _Freezing:
             self._grid(node, module)
         elif isinstance(module, QuantConv2d | QuantLinear):
             self._layer(node, module)
-        elif type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and module.running_mean is not None:
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
             given = {"mean": module.running_mean, "var": module.running_var, "weight": module.weight, "bias": module.bias}
             tensors = {key: value.detach().clone() for key, value in given.items() if value is not None}
             self.ops.append(Op("bn", node.name, (self._name(node.all_input_nodes[0]),), {"eps": module.eps}, tensors))

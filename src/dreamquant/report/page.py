@@ -15,6 +15,7 @@ from dreamquant.folder import read_json, write_text
 from dreamquant.progress import duration
 from dreamquant.report.pictures import curve_chart, noise_chart
 
+CHARTS = 8  # loss curves shown; a large set is dreamed in many batches that look alike
 PLACEMENTS = {
     "paper": "quantizers as in the papers: on weights and on what convolutions and linear layers take in; "
     "the deployed accuracy is that of integers with BatchNorm folded, every tensor quantized",
@@ -27,6 +28,7 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     result, details = read_json(folder / "result.json"), read_json(folder / "report.json")
     preview = folder / "images" / "preview.png"
+    charts = [Markup(chart) for name, points in details["curves"].items() if (chart := curve_chart(name, points))]
     page = _template().render(
         result=result,
         details=details,
@@ -34,7 +36,8 @@ def write_report(folder: str | Path) -> Path:
         placement=PLACEMENTS.get(details.get("placement", ""), ""),
         sheet=base64.b64encode(preview.read_bytes()).decode() if preview.exists() else None,
         noise=Markup(noise_chart(details["layers"])),
-        curves=[Markup(chart) for name, points in details["curves"].items() if (chart := curve_chart(name, points))],
+        curves=charts[:CHARTS],
+        more_curves=len(charts[CHARTS:]),
         provenance=json.dumps(result["provenance"], indent=2),
     )
     path = folder / "report.html"

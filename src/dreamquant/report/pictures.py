@@ -15,6 +15,7 @@ from torch import Tensor
 
 INK, BLUE, GREY, RED = "#1f2933", "#2f6fde", "#9aa5b1", "#c8452d"
 GOOD_DB = 20.0  # the noise is a hundredth of the signal's power: layers above it are rarely what hurts
+BETWEEN = 226  # the grey between images: neither black nor white, which images are
 CURVES = 6  # loss terms drawn for one phase
 
 
@@ -31,7 +32,7 @@ def sheet(pixels: Tensor, classes: Tensor, path: Path, count: int = 64, columns:
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     gap = max(2, height // 12)
-    whole = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    whole = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), BETWEEN, np.uint8)
     for number, tile in enumerate(tiles):
         top, left = number // columns * (height + gap), number % columns * (width + gap)
         whole[top : top + height, left : left + width] = tile

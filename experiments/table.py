@@ -1,0 +1,74 @@
+"""The table of a folder of results, as Markdown: `python experiments/table.py experiments/results/main_job`.
+
+Mean over seeds, and the spread (largest less smallest) where there are several. Nothing in it is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def points(value: float | None) -> float | None:
+    """A share of 1 in percent."""
+    return None if value is None else 100 * value
+
+
+def drop(scores: Result | None) -> float | None:
+    """Points of accuracy lost against float."""
+    return None if not scores or not scores["fp"] else points(scores["fp"]["top1"] - scores["quantized"]["top1"])
+
+
+COLUMNS: dict[str, Callable[[Result], float | None]] = {
+    "float": lambda r: points(r["fp"]["top1"]),
+    "quantized": lambda r: points(r["quantized"]["top1"]),
+    "drop": drop,
+    "kept": lambda r: points(r["kept"]),
+    "agreement": lambda r: points(r["agreement"]),
+    "deployed": lambda r: points(r["deployed"]["top1"]),
+    "drop elsewhere": lambda r: next((drop(scores) for scores in r.get("also", {}).values()), None),
+    "seconds dreaming": lambda r: r["seconds"]["synthesis"],
+    "seconds after": lambda r: r["seconds"]["quantize"],
+}
+
+
+def cell(values: Sequence[float | None]) -> str:
+    """Mean, and the spread in brackets."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    spread = f" ({max(known) - min(known):.1f})" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.1f}{spread}"
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown, one row for each model, bits and recipe."""
+    groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
+    for result in results:
+        model = Path(result["model"].rpartition(":")[0]).stem + ":" + result["model"].rpartition(":")[2]
+        ends = "" if result["ends"] is None else f" ends {result['ends']}"
+        groups[(model, result["bits"] + ends, result["recipe"], result["effort"])].append(result)
+    head = ["model", "bits", "recipe", "effort", "seeds", *COLUMNS]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for key, group in sorted(groups.items()):
+        cells = [cell([column(result) for result in group]) for column in COLUMNS.values()]
+        lines.append("| " + " | ".join([*key, str(len(group)), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    files = sorted(path for folder in sys.argv[1:] for path in Path(folder).glob("*.json"))
+    if not files:
+        raise SystemExit("no results there; give folders that `dreamquant bench` wrote")
+    print(table([json.loads(path.read_text()) for path in files]))
+
+
+if __name__ == "__main__":
+    main()
