@@ -52,9 +52,8 @@ def table(results: Sequence[Result]) -> str:
     """Markdown, one row for each model, bits and recipe."""
     groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
     for result in results:
-        model = Path(result["model"].rpartition(":")[0]).stem + ":" + result["model"].rpartition(":")[2]
         ends = "" if result["ends"] is None else f" ends {result['ends']}"
-        groups[(model, result["bits"] + ends, result["recipe"], result["effort"])].append(result)
+        groups[(result["model"], result["bits"] + ends, result["recipe"], result["effort"])].append(result)
     head = ["model", "bits", "recipe", "effort", "seeds", *COLUMNS]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for key, group in sorted(groups.items()):

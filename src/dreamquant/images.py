@@ -75,6 +75,13 @@ class Images:
         facts = {key.removeprefix("facts."): value for key, value in tensors.items() if key.startswith("facts.")}
         return cls(tensors["pixels"], tensors["labels"], facts)
 
+    @staticmethod
+    def note(folder: str | Path) -> dict[str, Any]:
+        """How the images of a folder were made, as `save` was told."""
+        with safe_open(Path(folder) / "images.safetensors", "pt") as f:
+            note: dict[str, Any] = json.loads(f.metadata()["note"])
+        return note
+
     def state_dict(self) -> dict[str, Any]:
         return {"pixels": self.pixels, "labels": self.labels, "facts": dict(self.facts)}
 

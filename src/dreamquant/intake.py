@@ -74,13 +74,12 @@ def load_model(
         load_weights(found.net, Path(weights))
     facts = _facts(spec, Facts(shape, mean, std), found.facts)
     assert facts.shape is not None and facts.mean is not None and facts.std is not None
-    height_width = tuple(int(v) for v in facts.shape)
-    if len(height_width) != 3 or min(height_width) < 1:
+    if len(facts.shape) != 3 or min(facts.shape) < 1:
         raise ValueError(f"--shape {','.join(map(str, facts.shape))}: give three positive numbers C,H,W")
-    channels, height, width = height_width
-    model = Model.from_module(
-        found.net, (channels, height, width), _each(facts.mean, channels, "--mean"), _each(facts.std, channels, "--std"), spec
-    )
+    channels, height, width = facts.shape
+    mean, std = _each(facts.mean, channels, "--mean"), _each(facts.std, channels, "--std")
+    name = Path(spec).name if ".py" in spec else spec  # the folder a file lies in is nobody's business in a record
+    model = Model.from_module(found.net, (channels, height, width), mean, std, name)
     if classes is not None and classes != model.classes:
         raise ValueError(f"{spec} has {model.classes} classes, not the {classes} that were asked for")
     return model

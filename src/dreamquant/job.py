@@ -35,7 +35,7 @@ LIBRARIES = ("dreamquant", "torch", "numpy", "onnx", "onnxruntime")
 
 @dataclass(frozen=True)
 class Job:
-    """What `dreamquant quantize` is asked for. `eval` and `device` do not change which job it is."""
+    """What `dreamquant quantize` is asked for. `eval`, `also` (further data to measure on) and `device` do not change which job it is."""
 
     model: str
     recipe: str = "dream"
@@ -52,6 +52,7 @@ class Job:
     images: str | None = None
     set: tuple[str, ...] = ()
     device: str = "auto"
+    also: tuple[str, ...] = ()
 
     def folder(self) -> Path:
         """Where the result goes when no folder is named."""
@@ -107,6 +108,7 @@ def quantize_job(
     What is wrong with the request or with the evaluation data is a ValueError before the long work begins.
     """
     data = LabelledImages.open(job.eval) if job.eval else None
+    further = {name: LabelledImages.open(name) for name in job.also}
     device = device_of(job.device)
     recipe = recipe_of_job(job)
     model = job.load()
@@ -121,6 +123,8 @@ def quantize_job(
             run = Run(job.seed, folder=folder / ".work", device=device, progress=progress, images_cache=images_cache)
             _quantize(model, recipe, run, folder, command)
         result = _measured(job, model, recipe, data, folder)
+        quantized = QuantizedModel.load(folder / "model.safetensors")
+        result["also"] = {Path(name).name: measured(model, quantized, images) for name, images in further.items()}
         write_json(folder / "result.json", result)
         write_report(folder)
         shutil.rmtree(folder / ".work", ignore_errors=True)

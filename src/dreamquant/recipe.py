@@ -69,6 +69,7 @@ class Recipe:
             )
         cached = run.images_cache / digest(self.synthesis, model, run.seed) if run.images_cache else None
         if cached and (cached / "images.safetensors").exists():
+            run.seconds["synthesis"] += float(Images.note(cached)["seconds"])  # what these images cost when they were dreamed
             return Images.load(cached).to(run.device)
         buffer = ImageBuffer()
         with run.clock("synthesis"), _about(f"synthesis of {self.name}"):

@@ -80,7 +80,9 @@ def record(job: Job, result: dict[str, Any]) -> dict[str, Any]:
     settings = asdict(job)
     for key in ("eval", "weights", "images"):
         settings[key] = settings[key] and Path(settings[key]).name
-    return {**result, "eval": settings["eval"], "job": settings, "commit": commit(), "cores": os.cpu_count()}
+    settings["model"] = Path(job.model).name if ".py:" in job.model else job.model
+    settings["also"] = [Path(name).name for name in job.also]
+    return {**result, "model": settings["model"], "eval": settings["eval"], "job": settings, "commit": commit(), "cores": os.cpu_count()}
 
 
 def commit() -> str | None:
