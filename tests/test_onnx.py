@@ -80,7 +80,8 @@ def test_every_width_runs_in_onnx_runtime_as_simulated(bits: str, tmp_path: Path
     report = export(quantized, tmp_path / "net.onnx", images=images(32))
     onnx.checker.check_model(str(tmp_path / "net.onnx"), full_check=True)
     found = report.check
-    assert found is not None and found.agreement >= 31 / 32 and found.relative < 0.05
+    assert found is not None and found.classes >= 3  # with one class, agreement would say nothing
+    assert found.agreement >= 31 / 32 and found.relative < 0.05
     if bits == "w4a32":
         assert found.coverage == 0
     else:
@@ -94,7 +95,8 @@ def test_families_export(net: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     quantized = freeze(student_of(NETS[net](), scheme_of("w4a8")), {})
     found = export(quantized, tmp_path / "net.onnx", images=images(32)).check
-    assert found is not None and found.agreement >= 31 / 32 and found.relative < 0.02
+    assert found is not None and found.classes >= 3  # with one class, agreement would say nothing
+    assert found.agreement >= 31 / 32 and found.relative < 0.02
     least = {"resnet": 1, "depthwise": 1, "shuffle": 1, "tokens": 0.8, "pools": 0.3}[net]
     assert found.coverage >= least
 

@@ -57,16 +57,23 @@ class Secretive(nn.Module):
 
 
 def prepared(net: nn.Module, shape: tuple[int, int, int] = (3, 16, 16)) -> Model:
-    """A model with BatchNorm statistics that are not trivial, negative and zero factors among them."""
+    """A model whose logits depend on the image: BatchNorm knows what it sees, with negative and zero factors among its own."""
     generator = torch.Generator().manual_seed(1)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             count = module.num_features
-            module.weight.data = torch.rand(count, generator=generator) * 1.5 - 0.4
+            module.weight.data = torch.rand(count, generator=generator) + 0.5
+            module.weight.data[1::4] *= -1
             module.weight.data[0] = 0
             module.bias.data = torch.randn(count, generator=generator) * 0.3
-            module.running_mean = torch.randn(count, generator=generator) * 0.1
-            module.running_var = torch.rand(count, generator=generator) + 0.1
+            module.momentum = None
+    with torch.no_grad():
+        net.train()(torch.randn(32, *shape, generator=generator))
+        last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+        last.weight.data = torch.randn(last.weight.shape, generator=generator)
+        out = net.eval()(images(64, shape))
+        assert last.bias is not None
+        last.bias -= out.mean(0)  # no class wins by its bias alone
     return Model.from_module(net, shape, (0.5,) * 3, (0.25,) * 3, "net")
 
 

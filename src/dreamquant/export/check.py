@@ -40,6 +40,7 @@ class OnnxCheck:
     """How the file behaves. `integer` and `floating` count operators of the graph as the runtime optimised it."""
 
     images: int
+    classes: int  # different first classes among these images: with one, agreement says nothing
     agreement: float  # share of images with the same first class
     difference: float  # the largest of a logit
     relative: float  # norm of the difference over norm of the logits
@@ -99,6 +100,7 @@ def check(quantized: QuantizedModel, onnx_path: str | os.PathLike[str], x: Tenso
     done, total = sum(integer.values()), sum(integer.values()) + sum(floating.values())
     return OnnxCheck(
         images=len(images),
+        classes=len(np.unique(ours.argmax(1))),
         agreement=float((theirs.argmax(1) == ours.argmax(1)).mean()),
         difference=float(np.abs(theirs - ours).max()),
         relative=float(np.linalg.norm(theirs - ours) / max(float(np.linalg.norm(ours)), 1e-30)),
