@@ -14,7 +14,7 @@ from dreamquant.job import Job
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR = Path(os.environ.get("DREAMQUANT_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
-RECIPES = ("rtn", "zeroq", "distill", "synq", "dream")
+RECIPES = ("rtn", "zeroq", "distill", "dream", "synq")
 SEEDS = (0, 1, 2)
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

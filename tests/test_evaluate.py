@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from dreamquant import LabelledImages, Model, evaluate
+
+evaluation = importlib.import_module("dreamquant.evaluate")  # the package shows the function of that name
 
 
 class Reads(nn.Module):
@@ -81,6 +85,14 @@ def test_arrays(model: Model, tmp_path: Path) -> None:
     np.savez(tmp_path / "evil.npz", x=np.array([{}], dtype=object), y=np.array([0]))
     with pytest.raises(ValueError, match="no npz"):
         LabelledImages.open(tmp_path / "evil.npz")
+    for y in ([0, -1, 1], [0.0, 0.5, 1.0]):
+        np.savez(tmp_path / "labels.npz", x=x, y=np.array(y))
+        with pytest.raises(ValueError, match="wanted class numbers from 0"):
+            LabelledImages.open(tmp_path / "labels.npz")
+    for content in (b"", b"PK\x03\x04 cut short"):
+        (tmp_path / "cut.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="no npz"):
+            LabelledImages.open(tmp_path / "cut.npz")
 
 
 def test_kept_and_agreement_by_hand(tmp_path: Path) -> None:
@@ -104,6 +116,12 @@ def test_kept_and_agreement_by_hand(tmp_path: Path) -> None:
     assert scores.top1 == pytest.approx(3 / 5) and scores.reference_top1 == pytest.approx(3 / 5)
     assert scores.kept == pytest.approx(2 / 3) and scores.agreement == pytest.approx(3 / 5)
     assert scores.standard_error == pytest.approx((0.6 * 0.4 / 5) ** 0.5)
+    assert scores.predictions is not None and scores.predictions.tolist() == [0, 1, 1, 1, 0]
+    assert json.loads(json.dumps(scores.as_dict())) == {**scores.as_dict()} and "predictions" not in scores.as_dict()
+    first = evaluate(network, LabelledImages.open(tmp_path / "d.npz"), batch=2, limit=3)
+    assert (first.images, first.reference_top1, first.kept, first.agreement) == (3, None, None, None)
+    wrong = evaluate(network, LabelledImages.open(tmp_path / "d.npz"), Model.from_module(Table([1, 1, 0, 0, 0]), *facts))
+    assert wrong.kept is None, "a reference that gets nothing right"
 
 
 @pytest.mark.parametrize("archived", [False, True])
@@ -114,6 +132,40 @@ def test_unreadable_images_are_named_and_counted(archived: bool, model: Model, t
     data = LabelledImages.open(packed(source) if archived else source)
     assert len(data) == 5 and len(data.unreadable) == 2 and all(name.endswith(("a/bad.png", "b/cut.png")) for name in data.unreadable)
     assert evaluate(model, data).unreadable == data.unreadable
+
+
+def test_links_in_an_archive_are_not_followed(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        image = tarfile.TarInfo("a/0.png")
+        image.size = len(png(colour(0)))
+        archive.addfile(image, io.BytesIO(png(colour(0))))
+        for name, kind, target in (("a/1.png", tarfile.LNKTYPE, "a/0.png"), ("b/2.png", tarfile.SYMTYPE, "/etc/passwd")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            archive.addfile(link)
+    data = LabelledImages.open(tmp_path / "x.tar")
+    assert data.names == ("a/0.png",) and data.unreadable == ("a/1.png", "b/2.png")
+
+
+def test_decoding_is_bounded(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "x", {"0.png": 0, "1.png": 1})
+    colour(2, (80, 80)).save(source / "2.png")
+    (source / "3.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n%%EOF\n")
+    monkeypatch.setattr(evaluation, "LARGEST_IMAGE", 1000)
+    assert LabelledImages.open(source).unreadable == ("2.png", "3.jpg")
+    (source / "1.png").write_bytes(png(colour(1)) + b" " * 5000)
+    monkeypatch.setattr(evaluation, "LARGEST_FILE", 4000)
+    for path in (source, packed(source)):
+        assert [Path(name).name for name in LabelledImages.open(path).unreadable] == ["1.png", "2.png", "3.jpg"]
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_a_class_without_images_keeps_its_number(archived: bool, tmp_path: Path) -> None:
+    source = write(tmp_path / "x", {"a/0.png": 0, "c/0.png": 2})
+    (source / "b").mkdir()
+    (source / ".cache").mkdir()
+    data = LabelledImages.open(packed(source) if archived else source)
+    assert sorted(data.labels) == [0, 2]
 
 
 def test_data_that_cannot_be_used(model: Model, tmp_path: Path) -> None:
@@ -129,6 +181,14 @@ def test_data_that_cannot_be_used(model: Model, tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="no folder, tar or npz"):
         LabelledImages.open(tmp_path / "text.tar")
+    with tarfile.open(tmp_path / "whole.tgz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a/0.png"))
+        archive.add(__file__, "a/1.png")
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "whole.tgz").read_bytes()[:-400])
+    with pytest.raises(ValueError, match="no folder, tar or npz"):
+        LabelledImages.open(tmp_path / "cut.tar")
+    with pytest.raises(ValueError, match="so its class is not known"):
+        LabelledImages.open(write(tmp_path / "loose", {"cat.png": 0, "dog.png": 1}))
     with pytest.raises(ValueError, match="class 9; the network knows 0 to 2"):
         evaluate(model, LabelledImages.open(write(tmp_path / "many", {"0.png": 0, "9.png": 1})))
 
@@ -137,6 +197,8 @@ def test_images_are_fitted_to_the_network(tmp_path: Path) -> None:
     write(tmp_path / "x", {"0.png": 0})
     colour(0, (40, 20)).convert("L").save(tmp_path / "x" / "1.png")
     data = LabelledImages.open(tmp_path / "x")
+    ((same, _),) = data.batches(Model.from_module(Reads(), (3, 8, 8), (0.0,) * 3, (1.0,) * 3))
+    assert (same[0] * 255).round().unique().tolist() == [0, 200], "an image of the right size is left alone"
     for shape in ((3, 8, 8), (3, 96, 96), (1, 10, 12)):
         model = Model.from_module(
             nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 3)), shape, (0.0,) * shape[0], (1.0,) * shape[0]

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
-from dreamquant import load_model, zoo
+from dreamquant import intake, load_model, torchvision_import, zoo
 from dreamquant.intake import load_weights
 
 FILE = """
+from __future__ import annotations
+from dataclasses import dataclass
 import torch.nn as nn
+
+@dataclass
+class Settings:  # with annotations as text, dataclasses look for the module of this file
+    width: int = 4
 
 def factory():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
@@ -26,6 +35,9 @@ def with_facts():
 
 def broken():
     raise RuntimeError("no such layer")
+
+def wordy():
+    raise RuntimeError("one\\ntwo")
 
 def number():
     return 3
@@ -65,6 +77,7 @@ def test_a_file_with_facts_from_flags_or_from_the_module(file: Path) -> None:
         ("resnet18", {}, "write zoo:NAME"),
         ("net.py:factry", FACTS, "did you mean factory"),
         ("net.py:broken", FACTS, "raised RuntimeError: no such layer"),
+        ("net.py:wordy", FACTS, "raised RuntimeError: one$"),
         ("net.py:number", FACTS, "returned int"),
         ("nowhere.py:factory", FACTS, "no file"),
         ("net.py:factory", {}, "--shape --mean --std"),
@@ -127,13 +140,30 @@ def test_code_in_a_weights_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "pwned").exists()
 
 
+def test_a_network_may_have_a_module_of_that_name(tmp_path: Path) -> None:
+    net = nn.Sequential()
+    net.add_module("module", nn.Linear(2, 3))
+    torch.save({key: value + 1 for key, value in net.state_dict().items()}, tmp_path / "w.pth")
+    before = net.module.weight.clone()
+    load_weights(net, tmp_path / "w.pth")
+    assert torch.equal(net.module.weight, before + 1)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": 3}, {1: torch.zeros(1)}, {"0.weight": "text"}])
+def test_files_that_hold_something_else(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="not a state dict of tensors"):
+        load_weights(network(), tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 def test_broken_and_missing_files(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no file"):
         load_weights(network(), tmp_path / name)
-    (tmp_path / name).write_bytes(b"\x00" * 40)
-    with pytest.raises(ValueError, match=name):
-        load_weights(network(), tmp_path / name)
+    for content in (b"", b"\x00" * 40):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            load_weights(network(), tmp_path / name)
 
 
 def test_nan_weights_are_refused(file: Path, tmp_path: Path) -> None:
@@ -161,3 +191,90 @@ def test_architectures_of_the_libraries(spec: str) -> None:
     assert model.shape == (3, 64, 64) and model.classes == 1000 and not model.left_in_float and model.has_batch_norm()
     with pytest.raises(ValueError, match="did you mean"):
         load_model(spec + "x")
+
+
+def test_zoo_weights_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(zoo.ENTRIES, "unborn", zoo.ENTRIES["resnet-digits"])
+    with pytest.raises(ValueError, match="weights of zoo:unborn are not in this installation") as caught:
+        load_model("zoo:unborn")
+    assert str(Path(zoo.__file__).parent) not in str(caught.value)
+    assert load_model("zoo:unborn", weights="random").classes == 10
+
+
+def offline(*_: object, **__: object) -> None:
+    raise OSError("no route to host\nand more")
+
+
+def fake_vision(**members: object) -> types.SimpleNamespace:
+    return types.SimpleNamespace(list_models=lambda: ["resnet18"], is_model=lambda name: name == "resnet18", **members)
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights", "way_out"),
+    [
+        ("torchvision:resnet18", None, "--weights random"),
+        ("timm:resnet18", None, "--weights random"),
+        ("hf:timm/resnet18", None, "check the name"),
+        ("hf:timm/resnet18", "random", "check the name"),
+    ],
+)
+def test_downloads_that_fail(spec: str, weights: str | None, way_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "import_vision", lambda name: fake_vision(get_model=offline, create_model=offline))
+    message = rf"^{spec} could not be downloaded \(OSError: no route to host\); .*{way_out}"
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(spec, weights=weights)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_hub_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 5)
+
+        def forward(self, pixel_values: torch.Tensor) -> types.SimpleNamespace:
+            return types.SimpleNamespace(logits=self.fc(pixel_values.mean((2, 3))))
+
+    def giving(value: object) -> Any:
+        return types.SimpleNamespace(from_pretrained=lambda name, **_: value, from_config=lambda config: value)
+
+    package = types.ModuleType("transformers")
+    package.__spec__ = importlib.util.spec_from_loader("transformers", None)
+    package.AutoConfig = giving(types.SimpleNamespace(image_size=20, num_channels=3))  # type: ignore[attr-defined]
+    package.AutoImageProcessor = giving(types.SimpleNamespace(image_mean=[0.1, 0.2, 0.3], image_std=[0.5] * 3))  # type: ignore[attr-defined]
+    package.AutoModelForImageClassification = giving(Net())  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transformers", package)
+    model = load_model("hf:someone/net")
+    assert (model.shape, model.mean, model.std, model.classes) == ((3, 20, 20), (0.1, 0.2, 0.3), (0.5,) * 3, 5)
+    package.AutoConfig = types.SimpleNamespace(from_pretrained=offline)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="^hf:someone/net could not be downloaded"):
+        load_model("hf:someone/net")
+
+
+def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"dreamquant\[hf\]"):
+        load_model("hf:someone/net")
+    for name in ("timm", "torchvision.models"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for spec in ("timm:resnet18", "torchvision:resnet18"):
+        with pytest.raises(ValueError, match=r"dreamquant\[vision\]"):
+            load_model(spec)
+
+
+def test_operators_are_declared_only_after_the_plain_import_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    def importing(name: str) -> object:
+        tries.append(name)
+        if len(tries) == 1 and name == "broken":
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return types
+
+    monkeypatch.setattr(torchvision_import, "_declared", [])
+    monkeypatch.setattr(torchvision_import.importlib, "import_module", importing)
+    assert torchvision_import.import_vision("fine") is types and not torchvision_import._declared
+    tries.clear()
+    assert torchvision_import.import_vision("broken") is types
+    assert tries == ["broken", "broken"] and len(torchvision_import._declared) == 1

@@ -90,10 +90,11 @@ def test_every_width_runs_in_onnx_runtime_as_simulated(bits: str, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
+@pytest.mark.parametrize("bits", ["w8a8", "w6a8"])
 @pytest.mark.parametrize("net", NETS)
-def test_families_export(net: str, tmp_path: Path) -> None:
+def test_families_export(net: str, bits: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    quantized = freeze(student_of(NETS[net](), scheme_of("w4a8")), {})
+    quantized = freeze(student_of(NETS[net](), scheme_of(bits)), {})
     found = export(quantized, tmp_path / "net.onnx", images=images(32)).check
     assert found is not None and found.classes >= 3  # with one class, agreement would say nothing
     assert found.agreement >= 31 / 32 and found.relative < 0.02

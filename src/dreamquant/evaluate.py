@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import lzma
 import math
 import tarfile
-import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,12 +14,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF")  # by content: no other decoder runs, whatever a file is called
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 LARGEST_FILE = 64 << 20  # bytes
 LARGEST_IMAGE = 100_000_000  # pixels
+SHOWN = 4  # files named in a message
+DAMAGED = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)  # what reading a broken archive raises
 CROPPED_FROM = 96  # images of at least this side are resized to 256/224 of it and cropped, as ImageNet's are
 
 
@@ -68,12 +72,11 @@ class LabelledImages:
         if path.suffix == ".npz":
             return _of_arrays(path)
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-            return _of_files(str(path), [p.relative_to(path).as_posix() for p in files], lambda number: _bytes_of(files[number]))
-        try:
-            return _of_tar(path)
-        except tarfile.TarError as error:
-            raise ValueError(f"{path} is no folder, tar or npz of images ({error})") from None
+            inside = sorted(p for p in path.rglob("*") if not p.name.startswith("."))
+            files = [p for p in inside if p.is_file() or p.is_symlink()]
+            folders = [p.relative_to(path).as_posix() for p in inside if p.is_dir()]
+            return _of_files(str(path), [p.relative_to(path).as_posix() for p in files], folders, lambda i: _bytes_of(files[i]))
+        return _of_tar(path)
 
     def batches(self, network: Network, size: int = 250, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images as `network` takes them, (n, C, H, W), and labels (n,)."""
@@ -94,24 +97,30 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _decoded(data: bytes) -> Image.Image:
-    """An image decoded whole, of bounded size. OSError or ValueError where it is none."""
+    """An image decoded whole, of bounded size. OSError where it is none."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > LARGEST_IMAGE:
             raise ValueError("more than 100 million pixels")
         image.load()
-    except (UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise whatever the damage leads them to
         raise OSError(str(error)) from None
     return image
 
 
 def _of_tar(path: Path) -> LabelledImages:
     """Read in memory: nothing is unpacked, so no member can escape."""
-    archive = tarfile.open(path)  # noqa: SIM115 (stays open as long as images are read)
-    members = [m for m in archive.getmembers() if m.isfile() and not PurePosixPath(m.name).name.startswith(".")]
+    try:
+        archive = tarfile.open(path)  # noqa: SIM115 (stays open as long as images are read)
+        inside = [m for m in archive.getmembers() if not PurePosixPath(m.name).name.startswith(".")]
+    except DAMAGED as error:
+        raise ValueError(f"{path} is no folder, tar or npz of images ({error})") from None
+    members = [m for m in inside if not m.isdir()]
 
     def data(number: int) -> bytes:
         member = members[number]
+        if not member.isfile():
+            raise OSError("a link or device, which is not followed")
         if member.size > LARGEST_FILE:
             raise ValueError("larger than 64 MiB")
         stream = archive.extractfile(member)
@@ -119,32 +128,39 @@ def _of_tar(path: Path) -> LabelledImages:
             raise OSError("not a file")
         return stream.read()
 
-    return _of_files(str(path), [m.name for m in members], data)
+    return _of_files(str(path), [m.name for m in members], [m.name for m in inside if m.isdir()], data)
 
 
-def _of_files(source: str, names: list[str], data: Callable[[int], bytes]) -> LabelledImages:
+def _order(parents: list[PurePosixPath], folders: list[str]) -> dict[str, int]:
+    """The number of each class: a folder without images is a class as well, or those after it would be misnumbered."""
+    level = {parent.parent for parent in parents}
+    empty = {f.name for f in map(PurePosixPath, folders) if f.parent in level and f.name and not f.name.startswith("__")}
+    return {name: number for number, name in enumerate(sorted({parent.name for parent in parents} | empty))}
+
+
+def _of_files(source: str, names: list[str], folders: list[str], data: Callable[[int], bytes]) -> LabelledImages:
     inside = [number for number, name in enumerate(names) if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if not inside:
         raise ValueError(f"{source} holds no images; give class sub-folders, or files named INDEX.jpg")
-    parents = [PurePosixPath(names[number]).parent.name for number in inside]
+    parents = [PurePosixPath(names[number]).parent for number in inside]
     stems = [PurePosixPath(names[number]).stem for number in inside]
-    if all(stem.isdigit() for stem in stems) and len(set(parents)) == 1:
+    if all(stem.isdecimal() for stem in stems) and len(set(parents)) == 1:
         labels = [int(stem) for stem in stems]
-    elif all(parents):
-        order = {name: number for number, name in enumerate(sorted(set(parents)))}
-        labels = [order[name] for name in parents]
+    elif all(parent.name for parent in parents):
+        order = _order(parents, folders)
+        labels = [order[parent.name] for parent in parents]
     else:
-        odd = next(names[number] for number, parent in zip(inside, parents, strict=True) if not parent)
+        odd = next(names[number] for number, parent in zip(inside, parents, strict=True) if not parent.name)
         raise ValueError(f"{source}: {odd} is in no class sub-folder and not named INDEX.jpg, so its class is not known")
     good, unreadable = [], []
     for place, number in enumerate(inside):
         try:
             _decoded(data(number)).close()
             good.append(place)
-        except (OSError, ValueError):
+        except (*DAMAGED, ValueError):
             unreadable.append(names[number])
     if not good:
-        raise ValueError(f"{source}: none of {len(inside)} images can be read, {unreadable[0]} first")
+        raise ValueError(f"{source}: none of {len(inside)} images can be read, {', '.join(unreadable[:SHOWN])} first")
     kept = [inside[place] for place in good]
     return LabelledImages(
         source, tuple(labels[p] for p in good), lambda i: _decoded(data(kept[i])), tuple(names[n] for n in kept), tuple(unreadable)
@@ -155,10 +171,13 @@ def _of_arrays(path: Path) -> LabelledImages:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no npz with x (N, H, W, C) uint8 and y (N,): {error}") from None
+    except Exception as error:  # zipfile, zlib and numpy raise whatever the damage leads them to
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is no npz with x (N, H, W, C) uint8 and y (N,): {reason}") from None
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or y.shape != (len(x),) or not len(x):
         raise ValueError(f"{path}: x is {x.dtype} {x.shape} and y {y.shape}; wanted uint8 (N, H, W, 1 or 3) and (N,)")
+    if y.dtype.kind not in "iu" or y.min() < 0:
+        raise ValueError(f"{path}: y holds {y.dtype} from {y.min()}; wanted class numbers from 0")
     squeezed = x[..., 0] if x.shape[3] == 1 else x
     names = tuple(f"{path.name}[{number}]" for number in range(len(x)))
     return LabelledImages(str(path), tuple(int(v) for v in y), lambda number: Image.fromarray(squeezed[number]), names)
@@ -193,10 +212,12 @@ class Scores:
     agreement: float | None = None
     kept: float | None = None
     unreadable: tuple[str, ...] = ()
+    predictions: Tensor | None = field(default=None, repr=False, compare=False)  # (images,) classes
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**vars(self), "unreadable": list(self.unreadable)}
+        """For JSON: everything but the predictions."""
+        numbers = {key: value for key, value in vars(self).items() if key != "predictions"}
+        return {**numbers, "unreadable": list(self.unreadable)}
 
 
 def predictions(network: Network, data: LabelledImages, batch: int = 250, limit: int | None = None) -> tuple[Tensor, Tensor]:
@@ -218,9 +239,9 @@ def evaluate(
     top1 = right.float().mean().item()
     error = math.sqrt(top1 * (1 - top1) / len(labels))
     if reference is None:
-        return Scores(len(labels), top1, error, unreadable=data.unreadable)
+        return Scores(len(labels), top1, error, unreadable=data.unreadable, predictions=mine)
     theirs, _ = predictions(reference, data, batch, limit)
     known = theirs == labels
     kept = right[known].float().mean().item() if known.any() else None
     agreement = (mine == theirs).float().mean().item()
-    return Scores(len(labels), top1, error, known.float().mean().item(), agreement, kept, data.unreadable)
+    return Scores(len(labels), top1, error, known.float().mean().item(), agreement, kept, data.unreadable, mine)

@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import os
 import pickle
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RANDOM = "random"  # --weights random: initial weights, to try an architecture without a file
 SLOW_TO_START = ("googlenet", "inception_v3")  # their random initial weights take most of a minute
 SHOWN = 4  # keys named in a message
+CHECK = "check the name and the connection"  # without its configuration there is no network to put weights into
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,10 @@ def _from_zoo(name: str, pretrained: bool, classes: int | None) -> Found:
     entry = zoo.ENTRIES[name]
     net = entry.build()
     if pretrained:
-        load_weights(net, Path(zoo.__file__).parent / f"{name}.safetensors")
+        file = Path(zoo.__file__).parent / f"{name}.safetensors"
+        if not file.is_file():
+            raise ValueError(f"the weights of zoo:{name} are not in this installation; give --weights FILE, or --weights random to try it")
+        load_weights(net, file)
     return Found(net, Facts(entry.shape, entry.mean, entry.std), pretrained)
 
 
@@ -133,12 +138,16 @@ def _from_torchvision(name: str, pretrained: bool, classes: int | None) -> Found
 
 def _from_timm(name: str, pretrained: bool, classes: int | None) -> Found:
     timm = import_vision("timm")
-    if not name.startswith("hf-hub:") and not timm.is_model(name):
+    hub = name.startswith("hf-hub:")
+    if not hub and not timm.is_model(name):
         raise ValueError(f"unknown network timm:{name}{_near(name, timm.list_models())}")
-    if pretrained:
-        net = _downloaded(lambda: timm.create_model(name, pretrained=True), f"timm:{name}")
+    settings: dict[str, Any] = {"pretrained": True} if pretrained else {} if classes is None else {"num_classes": classes}
+    if hub:  # what the network looks like is on the hub as well
+        net = _downloaded(lambda: timm.create_model(name, **settings), f"hf:{name.removeprefix('hf-hub:')}", CHECK)
+    elif pretrained:
+        net = _downloaded(lambda: timm.create_model(name, **settings), f"timm:{name}")
     else:
-        net = timm.create_model(name, **({} if classes is None else {"num_classes": classes}))
+        net = timm.create_model(name, **settings)
     return Found(net, _carried(net), pretrained)
 
 
@@ -172,17 +181,22 @@ def _from_hub(name: str, pretrained: bool, classes: int | None) -> Found:
             mean, std = IMAGENET_MEAN, IMAGENET_STD
         return Found(Logits(net), Facts((getattr(config, "num_channels", 3), side, side), mean, std), pretrained)
 
-    found: Found = _downloaded(load, f"hf:{name}")
+    found: Found = _downloaded(load, f"hf:{name}", CHECK)
     return found
 
 
-def _downloaded(load: Any, spec: str) -> Any:
+def _reason(error: BaseException) -> str:
+    """The kind and first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def _downloaded(load: Any, spec: str, instead: str = "give --weights FILE, or --weights random to try it") -> Any:
     """What `load` returns; any failure on the way is told with what to do instead."""
     try:
         return load()
     except Exception as error:  # the libraries raise whatever their network layers raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise ValueError(f"the weights of {spec} could not be had ({reason}); give --weights FILE, or --weights random to try it") from None
+        raise ValueError(f"{spec} could not be downloaded ({_reason(error)}); {instead}") from None
 
 
 SOURCES = {"zoo": _from_zoo, "torchvision": _from_torchvision, "timm": _from_timm, "hf": _from_hub}
@@ -193,13 +207,14 @@ def _from_file(spec: str) -> Found:
     path = Path(path_text)
     if not path.is_file():
         raise ValueError(f"no file {path}; MODEL is path/file.py:function")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module_spec = importlib.util.spec_from_file_location(f"_model_{path.stem}", path)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # dataclasses look their module up there
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from None
+        raise ValueError(f"{path} cannot be imported: {_reason(error)}") from None
     factory = getattr(module, function, None)
     if not callable(factory):
         there = sorted(name for name, value in vars(module).items() if callable(value) and not name.startswith("_"))
@@ -207,7 +222,7 @@ def _from_file(spec: str) -> Found:
     try:
         net = factory()
     except Exception as error:
-        raise ValueError(f"{spec} raised {type(error).__name__}: {error}") from None
+        raise ValueError(f"{spec} raised {_reason(error)}") from None
     if not isinstance(net, nn.Module):
         raise ValueError(f"{spec} returned {type(net).__name__}, not a torch.nn.Module")
     return Found(net, _carried(net), True)
@@ -227,8 +242,8 @@ def load_weights(net: nn.Module, path: Path) -> None:
 
     `module.` prefixes are stripped and a {"state_dict": ...} wrapper opened. Code in a file is never run.
     """
-    state = _strip(_read(path))
     wanted = net.state_dict()
+    state = {key if key in wanted else key.removeprefix("module."): value for key, value in _read(path).items()}
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in wanted and not key.endswith("num_batches_tracked")]
     shapes = [f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}" for k, v in wanted.items() if k in state and state[k].shape != v.shape]
@@ -262,12 +277,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path} is not a plain state dict: it is damaged or would run code. Save net.state_dict() as safetensors"
         ) from None
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a state dict ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path} cannot be read as a state dict ({_reason(error)})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path} holds {type(state).__name__}, not a state dict of tensors")
     return state
-
-
-def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix("module."): value for key, value in state.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import Any
 
@@ -28,6 +29,7 @@ def import_vision(name: str) -> Any:
             raise
     library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in OPERATORS:
-        library.define(schema)
+        with contextlib.suppress(RuntimeError):  # one of them may be declared already
+            library.define(schema)
     _declared.append(library)
     return importlib.import_module(name)

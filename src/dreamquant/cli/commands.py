@@ -82,7 +82,7 @@ def quantize(
     with progress_on(Console(stderr=True)) as progress:
         result, before = quantize_job(job, folder, progress, "dreamquant " + shlex.join(sys.argv[1:]))
     if before:
-        Console(stderr=True).print(f"{folder} holds the finished result of this command", highlight=False)
+        Console(stderr=True).print(f"{folder} holds the finished result of this command", highlight=False, markup=False, soft_wrap=True)
     show.result(result, folder)
 
 
