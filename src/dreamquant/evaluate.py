@@ -7,7 +7,7 @@ import lzma
 import math
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -220,28 +220,43 @@ class Scores:
         return {**numbers, "unreadable": list(self.unreadable)}
 
 
-def predictions(network: Network, data: LabelledImages, batch: int = 250, limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """Predicted and true classes, (N,) each."""
-    found, true = [], []
-    for x, labels in data.batches(network, batch, limit):
-        with torch.no_grad():
-            found.append(network(x.to(network.device)).argmax(1).cpu())
+def predictions(
+    networks: Sequence[Network], data: LabelledImages, batch: int = 250, limit: int | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """The classes that each network predicts and the true ones, (N,) each; every image is read once for all networks.
+
+    The networks must take the same input.
+    """
+    first = networks[0]
+    if any((n.shape, n.mean, n.std) != (first.shape, first.mean, first.std) for n in networks):
+        raise ValueError("networks that are compared must take the same input: shape, mean and std")
+    found: list[list[Tensor]] = [[] for _ in networks]
+    true = []
+    for x, labels in data.batches(first, batch, limit):
         true.append(labels)
-    return torch.cat(found), torch.cat(true)
+        for network, classes in zip(networks, found, strict=True):
+            with torch.no_grad():
+                classes.append(network(x.to(network.device)).argmax(1).cpu())
+    return [torch.cat(classes) for classes in found], torch.cat(true)
+
+
+def scored(mine: Tensor, labels: Tensor, theirs: Tensor | None = None, unreadable: tuple[str, ...] = ()) -> Scores:
+    """Scores of predicted classes (N,), compared with those of a reference network on the same images."""
+    right = mine == labels
+    top1 = right.float().mean().item()
+    error = math.sqrt(top1 * (1 - top1) / len(labels))
+    if theirs is None:
+        return Scores(len(labels), top1, error, unreadable=unreadable, predictions=mine)
+    known = theirs == labels
+    kept = right[known].float().mean().item() if known.any() else None
+    agreement = (mine == theirs).float().mean().item()
+    return Scores(len(labels), top1, error, known.float().mean().item(), agreement, kept, unreadable, mine)
 
 
 def evaluate(
     network: Network, data: LabelledImages, reference: Network | None = None, batch: int = 250, limit: int | None = None
 ) -> Scores:
     """Top-1 accuracy, and agreement with a reference network on the same images."""
-    mine, labels = predictions(network, data, batch, limit)
-    right = mine == labels
-    top1 = right.float().mean().item()
-    error = math.sqrt(top1 * (1 - top1) / len(labels))
-    if reference is None:
-        return Scores(len(labels), top1, error, unreadable=data.unreadable, predictions=mine)
-    theirs, _ = predictions(reference, data, batch, limit)
-    known = theirs == labels
-    kept = right[known].float().mean().item() if known.any() else None
-    agreement = (mine == theirs).float().mean().item()
-    return Scores(len(labels), top1, error, known.float().mean().item(), agreement, kept, data.unreadable, mine)
+    networks = [network] if reference is None else [network, reference]
+    (mine, *theirs), labels = predictions(networks, data, batch, limit)
+    return scored(mine, labels, theirs[0] if theirs else None, data.unreadable)

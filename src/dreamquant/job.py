@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dreamquant.choose import chosen
-from dreamquant.evaluate import LabelledImages, evaluate
+from dreamquant.evaluate import LabelledImages, predictions, scored
 from dreamquant.folder import JOB, belongs, claimed, read_json, replacing, write_json
 from dreamquant.images import Images
 from dreamquant.intake import load_model
@@ -185,8 +185,9 @@ def measured(model: Model | None, quantized: QuantizedModel, data: LabelledImage
     """Accuracy of the float model, the quantized one and its deployed form, in the keys of result.json."""
     if data is None:
         return {"fp": None, "quantized": None, "agreement": None, "kept": None, "deployed": None, "unreadable": []}
-    scores = evaluate(quantized, data, reference=model)
-    deployed = evaluate(quantized.deployed(), data, reference=quantized)
+    (mine, integers, *theirs), labels = predictions([quantized, quantized.deployed(), *([model] if model else [])], data)
+    scores = scored(mine, labels, theirs[0] if theirs else None, data.unreadable)
+    deployed = scored(integers, labels, mine)
     return {
         "fp": None if scores.reference_top1 is None else {"top1": scores.reference_top1},
         "quantized": {"top1": scores.top1},
