@@ -1,5 +1,6 @@
 """dreamquant: low-bit networks without data.
 
+>>> import torch
 >>> import dreamquant as dq
 >>> model = dq.load_model("zoo:resnet-digits")
 >>> quantized = dq.recipes.rtn(bits="w8a8")(model, seed=0)

@@ -40,7 +40,9 @@ class Step(Protocol):
 class Recipe:
     """How a network becomes a quantized one: dream images, convert, take steps, freeze.
 
-    >>> # quantized = dreamquant.recipes.synq(bits="w4a4")(model, seed=0)
+    >>> from dreamquant import load_model, recipes
+    >>> recipes.rtn(bits="w4a4")(load_model("zoo:resnet-digits"), seed=0).classes
+    10
     """
 
     name: str
