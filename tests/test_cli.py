@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dreamquant.cli import main, told
 from dreamquant.cli.bench import file_name
 from dreamquant.cli.demo import write_digits
 from dreamquant.folder import claimed, write_json
-from dreamquant.job import Job
+from dreamquant.job import Job, quantize_job
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = {
@@ -332,3 +333,12 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
     answer = run(["quantize", "zoo:resnet-digits", "--recipe", "nothing"], cwd=tmp_path)
     assert answer.returncode == 2
     assert answer.stderr.startswith("error: unknown recipe 'nothing'") and answer.stdout == ""
+
+
+def test_further_data_is_measured_without_quantizing_again(tmp_path: Path, digits: Path) -> None:
+    asked = Job("zoo:resnet-digits", recipe="rtn", eval=str(digits))
+    first, _ = quantize_job(asked, tmp_path / "out")
+    again, before = quantize_job(replace(asked, also=(str(digits),)), tmp_path / "out")
+    assert first["also"] == {} and not before
+    assert again["also"][digits.name]["quantized"] == again["quantized"] == first["quantized"]
+    assert again["seconds"]["quantize"] == first["seconds"]["quantize"]

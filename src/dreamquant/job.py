@@ -108,7 +108,7 @@ def quantize_job(
     What is wrong with the request or with the evaluation data is a ValueError before the long work begins.
     """
     data = LabelledImages.open(job.eval) if job.eval else None
-    further = {name: LabelledImages.open(name) for name in job.also}
+    further = {Path(name).name: LabelledImages.open(name) for name in job.also}
     device = device_of(job.device)
     recipe = recipe_of_job(job)
     model = job.load()
@@ -117,14 +117,12 @@ def quantize_job(
         belongs(folder, fingerprint, asdict(job))
         if (folder / "result.json").exists():
             result = read_json(folder / "result.json")
-            if job.eval is None or result["eval"] == job.eval:
+            if (job.eval is None or result["eval"] == job.eval) and set(further) <= set(result["also"]):
                 return result, True
         if not (folder / "report.json").exists():
             run = Run(job.seed, folder=folder / ".work", device=device, progress=progress, images_cache=images_cache)
             _quantize(model, recipe, run, folder, command)
-        result = _measured(job, model, recipe, data, folder)
-        quantized = QuantizedModel.load(folder / "model.safetensors")
-        result["also"] = {Path(name).name: measured(model, quantized, images) for name, images in further.items()}
+        result = _measured(job, model, recipe, data, further, folder)
         write_json(folder / "result.json", result)
         write_report(folder)
         shutil.rmtree(folder / ".work", ignore_errors=True)
@@ -155,8 +153,10 @@ def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str
     write_json(folder / "report.json", details)
 
 
-def _measured(job: Job, model: Model, recipe: Recipe, data: LabelledImages | None, folder: Path) -> dict[str, Any]:
-    """The contents of result.json: the frozen model of `folder` measured on `data`, where there is any."""
+def _measured(
+    job: Job, model: Model, recipe: Recipe, data: LabelledImages | None, further: Mapping[str, LabelledImages], folder: Path
+) -> dict[str, Any]:
+    """The contents of result.json: the frozen model of `folder` measured on `data`, where there is any, and on `further` data."""
     details = read_json(folder / "report.json")
     quantized = QuantizedModel.load(folder / "model.safetensors")
     begun = time.monotonic()
@@ -174,6 +174,7 @@ def _measured(job: Job, model: Model, recipe: Recipe, data: LabelledImages | Non
         "size_bytes": {"fp32": float_bytes(model), "quantized": (folder / "model.safetensors").stat().st_size},
         **scores,
         "eval": job.eval,
+        "also": {name: measured(model, quantized, images) for name, images in further.items()},
         "layers": len(details["layers"]),
         "left_in_float": details["left_in_float"],
         "notes": details["notes"],

@@ -91,8 +91,7 @@ class Model:
             return self.net(x)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """A hash of graph, weights and facts."""
+    def _digest(self) -> str:
         value = hashlib.sha256(repr((self.shape, self.mean, self.std, self.net.code)).encode())
         for key, tensor in self.net.state_dict().items():
             value.update(key.encode())
@@ -101,7 +100,7 @@ class Model:
 
     def digest(self) -> str:
         """A hash of graph, weights and facts: equal models, equal digests."""
-        return self.fingerprint
+        return self._digest
 
     def has_batch_norm(self) -> bool:
         """Whether statistics of the training data are stored in the network."""

@@ -19,4 +19,5 @@ def dream(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> 
     """Our own recipe, the default: finished images, and a student that matches activations with learned steps."""
     steps = (_fast.CALIBRATE, _fast.student(ActivationMatch(), activations=LearnSteps()))
     recipe = Recipe("dream", _fast.IMAGES, scheme_of(bits, ends), steps)
-    return recipe if effort == "fast" else replace(scaled(recipe, 4), synthesis=replace(scaled(_fast.IMAGES, 4), count=5120))
+    longer = scaled(recipe, 4)
+    return recipe if effort == "fast" else replace(longer, synthesis=replace(longer.synthesis, count=5120))
