@@ -24,6 +24,7 @@ LARGEST_IMAGE = 100_000_000  # pixels
 SHOWN = 4  # files named in a message
 DAMAGED = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)  # what reading a broken archive raises
 CROPPED_FROM = 96  # images of at least this side are resized to 256/224 of it and cropped, as ImageNet's are
+PIXELS_AT_ONCE = 1 << 18  # of one batch, 250 images at most
 
 
 class Network(Protocol):
@@ -78,8 +79,9 @@ class LabelledImages:
             return _of_files(str(path), [p.relative_to(path).as_posix() for p in files], folders, lambda i: _bytes_of(files[i]))
         return _of_tar(path)
 
-    def batches(self, network: Network, size: int = 250, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images as `network` takes them, (n, C, H, W), and labels (n,)."""
+    def batches(self, network: Network, size: int | None = None, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images as `network` takes them, (n, C, H, W), and labels (n,); larger images in smaller batches."""
+        size = size or max(8, min(250, PIXELS_AT_ONCE // (network.shape[1] * network.shape[2])))
         if self.labels and max(self.labels) >= network.classes:
             raise ValueError(f"{self.source} has class {max(self.labels)}; the network knows 0 to {network.classes - 1}")
         mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (network.mean, network.std))
@@ -221,7 +223,7 @@ class Scores:
 
 
 def predictions(
-    networks: Sequence[Network], data: LabelledImages, batch: int = 250, limit: int | None = None
+    networks: Sequence[Network], data: LabelledImages, batch: int | None = None, limit: int | None = None
 ) -> tuple[list[Tensor], Tensor]:
     """The classes that each network predicts and the true ones, (N,) each; every image is read once for all networks.
 
@@ -254,7 +256,7 @@ def scored(mine: Tensor, labels: Tensor, theirs: Tensor | None = None, unreadabl
 
 
 def evaluate(
-    network: Network, data: LabelledImages, reference: Network | None = None, batch: int = 250, limit: int | None = None
+    network: Network, data: LabelledImages, reference: Network | None = None, batch: int | None = None, limit: int | None = None
 ) -> Scores:
     """Top-1 accuracy, and agreement with a reference network on the same images."""
     networks = [network] if reference is None else [network, reference]

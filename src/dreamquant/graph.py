@@ -90,6 +90,19 @@ def readers(graph: fx.GraphModule, node: fx.Node, through: Iterable[str] = ("mov
     return found
 
 
+def chain(graph: fx.GraphModule, node: fx.Node, through: Iterable[str]) -> tuple[tuple[fx.Node, ...], fx.Node | None]:
+    """The nodes of the kinds `through` that alone read this tensor, one after the other, and the layer that ends them, if one does."""
+    path: list[fx.Node] = []
+    while len(node.users) == 1:
+        (node,) = node.users
+        if kind(graph, node) in LAYERS:
+            return tuple(path), node
+        if kind(graph, node) not in through:
+            break
+        path.append(node)
+    return tuple(path), None
+
+
 def cuts(graph: fx.GraphModule) -> list[fx.Node]:
     """Nodes that every path passes: what lies between two of them is a unit that can be rebuilt alone."""
     nodes = [n for n in graph.graph.nodes if n.op not in ("get_attr", "output")]

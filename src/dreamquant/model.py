@@ -12,6 +12,7 @@ import torch.nn as nn
 from torch import Tensor, fx
 
 from dreamquant import graph, tracing
+from dreamquant.moments import ChannelStats
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +20,7 @@ class Model:
     """A pre-trained network, traced and frozen, and what is known about its input.
 
     The network takes `(pixels - mean) / std` with pixels in [0, 1], of shape (N, *shape), and returns (N, classes).
+    `channel_stats`: by node name, what a BatchNorm knew of a tensor before it was folded away.
     """
 
     net: fx.GraphModule
@@ -28,6 +30,7 @@ class Model:
     classes: int
     name: str = ""
     left_in_float: Mapping[str, str] = field(default_factory=dict)
+    channel_stats: Mapping[str, ChannelStats] = field(default_factory=dict)
 
     @classmethod
     def from_module(

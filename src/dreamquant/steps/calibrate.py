@@ -1,17 +1,22 @@
-"""Calibrate: find the ranges of activations from dreamed images; and the ranges of weights from the weights."""
+"""Calibrate: find the ranges of activations, from images or from statistics; and the ranges of weights from the weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, fx
 
+from dreamquant import graph
 from dreamquant.images import Images
 from dreamquant.model import Model
+from dreamquant.moments import Spread, activation, floor, moments, quantiles
 from dreamquant.quant.quantizer import Following
 from dreamquant.quant.ranges import LpSearch, MinMax, Ranges, to_grid
 from dreamquant.quant.student import Student
 from dreamquant.run import Run
+from dreamquant.synthesis.pixels import Noise
 from dreamquant.synthesis.transforms import Transform, applied
 
 
@@ -32,6 +37,68 @@ class Calibrate:
             for start in range(0, min(self.count, len(images)), self.batch):
                 part = images[slice(start, min(start + self.batch, self.count))]
                 student.net(applied(self.transforms, part.pixels))
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a normal value takes within `deviations` of its mean: DFQ's ranges, with 6."""
+
+    deviations: float = 6.0
+
+    def points(self) -> Tensor:
+        return torch.linspace(-self.deviations, self.deviations, 65)
+
+
+@dataclass(frozen=True)
+class Likely:
+    """Equally likely values of a normal one: sums over them are expectations."""
+
+    count: int = 1024
+
+    def points(self) -> Tensor:
+        return quantiles(self.count)
+
+
+@dataclass(frozen=True)
+class CalibrateFromStatistics:
+    """Ranges of activations from what BatchNorm knows, without images: every channel a normal value before its activation.
+
+    `Span` with MinMax gives the n-sigma ranges of DFQ (Nagel et al. 2019, section 4.1). `Likely` with LpSearch gives the
+    clip that makes the expected rounding error of the mixture of all channels smallest: ACIQ's idea (Banner et al. 2019)
+    for such mixtures, with the error itself summed instead of a model of it (ours). Where no layer near a tensor has a
+    record, its range is that of images of noise, and a note says so.
+    """
+
+    values: Span | Likely = Likely()
+    ranges: Ranges = LpSearch(2.0)
+    probe: int = 64
+
+    def __call__(self, student: Student, teacher: Model, images: Images, run: Run) -> None:
+        spreads = moments(teacher)
+        nodes = {name: graph.named(teacher.net, name) for name in student.activation_quantizers()}
+        found = {name: self._values(teacher, node, spreads) for name, node in nodes.items()}
+        unknown = [name for name, values in found.items() if values is None]
+        if unknown:
+            run.note(f"{len(unknown)} of {len(found)} activation ranges come from images of noise, for no statistics reach them")
+            Calibrate(LpSearch(), self.probe)(student, teacher, Noise(self.probe)(teacher, run), run)
+        torch.manual_seed(run.number("calibrate"))
+        for name, q in student.activation_quantizers().items():
+            if (values := found[name]) is not None:
+                observer = self.ranges.observer()
+                observer.see(values)
+                q.set(*to_grid(*observer.range(q.format), q.format))
+
+    def _values(self, teacher: Model, node: fx.Node, spreads: Mapping[str, Spread]) -> Tensor | None:
+        """Values that the tensor takes, (C, points); None where too little is known."""
+        if node.op == "placeholder":
+            return teacher.normalise(torch.stack([torch.zeros(teacher.shape), torch.ones(teacher.shape)]).to(teacher.device))
+        activated = graph.kind(teacher.net, node) == "act"
+        spread = spreads.get(node.all_input_nodes[0].name if activated else node.name)
+        if spread is None or spread.guessed > 1:
+            return None
+        stats = spread.channels()
+        values = stats.mean[:, None] + stats.std[:, None] * self.values.points().to(teacher.device)
+        return activation(teacher.net, node)(values) if activated else values.clamp_min(floor(teacher.net, node))
 
 
 @dataclass(frozen=True)

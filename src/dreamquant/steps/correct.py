@@ -1,4 +1,4 @@
-"""CorrectBias: give every layer's outputs the means they had before quantization."""
+"""Bias correction: give every layer's outputs the means they had before quantization; measured on images, or from statistics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, fx
 from dreamquant import graph
 from dreamquant.images import Images
 from dreamquant.model import Model
-from dreamquant.quant.student import Student
+from dreamquant.moments import applied, moments
+from dreamquant.quant.student import QuantLayer, Student
 from dreamquant.run import Run
 
 
@@ -33,20 +34,58 @@ class CorrectBias:
         wanted = channel_means(teacher.net, [n.name for n in nodes], pixels)
         for node in nodes:
             got = channel_means(student.net, [node.name], pixels)[node.name]
-            self._shift(student.net, node, wanted[node.name] - got)
+            raise_outputs(student.net, node, wanted[node.name] - got)
 
-    def _shift(self, net: fx.GraphModule, node: fx.Node, missing: Tensor) -> None:
-        user = next(iter(node.users))
-        if graph.kind(net, user) == "bn" and len(node.users) == 1:
-            bn = net.get_submodule(str(user.target))
-            assert isinstance(bn, nn.BatchNorm2d | nn.BatchNorm1d) and bn.running_mean is not None
-            bn.running_mean -= missing  # bn(x + missing) = bn with its mean moved by -missing
-            return
-        layer = net.get_submodule(str(node.target))
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        if layer.bias is None:
-            layer.bias = nn.Parameter(torch.zeros_like(missing), requires_grad=False)
-        layer.bias.data += missing
+
+@dataclass(frozen=True)
+class CorrectBiasFromStatistics:
+    """Analytic bias correction (Nagel et al. 2019, section 4.2): what the weights' rounding errors add to the mean of each
+    output, given the expected inputs of the float network (`moments`), is taken off again.
+
+    Padded borders count as zeros. Layers whose inputs have no known mean stay, and are named in a note.
+    """
+
+    def __call__(self, student: Student, teacher: Model, images: Images, run: Run) -> None:
+        spreads, layers, skipped = moments(teacher), student.layers(), []
+        for node in graph.of_kind(student.net, *graph.LAYERS):
+            layer = layers.get(str(node.target))
+            expected = spreads.get(graph.named(teacher.net, node.name).all_input_nodes[0].name)
+            if layer is None or expected is None:
+                skipped.append(node.name)
+                continue
+            error = weight_error(teacher, str(node.target), layer)
+            raise_outputs(student.net, node, -per_channel_mean(applied(layer, error, expected.mean)))
+        if skipped:
+            run.note(f"no bias correction, because the mean of what they read is not known: {', '.join(skipped)}")
+
+
+def weight_error(teacher: Model, name: str, layer: QuantLayer) -> Tensor:
+    """Quantized less float weights of the layer `name`, shaped as the weights."""
+    weight = teacher.net.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    with torch.no_grad():
+        return layer.quantizer(layer.weight) - weight
+
+
+def per_channel_mean(x: Tensor) -> Tensor:
+    """Mean over everything but the channel: (N, C, H, W), (N, T, C) or (N, C) -> (C,)."""
+    channel = 1 if x.ndim == 4 else x.ndim - 1
+    return x.mean([axis for axis in range(x.ndim) if axis != channel])
+
+
+def raise_outputs(net: fx.GraphModule, node: fx.Node, missing: Tensor) -> None:
+    """Add `missing` (C,) to the outputs of the layer at `node`, by the BatchNorm behind it or by its bias."""
+    user = next(iter(node.users))
+    if graph.kind(net, user) == "bn" and len(node.users) == 1:
+        bn = net.get_submodule(str(user.target))
+        assert isinstance(bn, nn.BatchNorm2d | nn.BatchNorm1d) and bn.running_mean is not None
+        bn.running_mean -= missing  # bn(x + missing) = bn with its mean moved by -missing
+        return
+    layer = net.get_submodule(str(node.target))
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    if layer.bias is None:
+        layer.bias = nn.Parameter(torch.zeros_like(missing), requires_grad=False)
+    layer.bias.data += missing
 
 
 class _Means(fx.Interpreter):
@@ -57,8 +96,7 @@ class _Means(fx.Interpreter):
     def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
         if n.name in self.names and isinstance(value, Tensor):
-            channel = 1 if value.ndim == 4 else value.ndim - 1
-            self.means[n.name] = value.mean([axis for axis in range(value.ndim) if axis != channel])
+            self.means[n.name] = per_channel_mean(value)
         return value
 
 

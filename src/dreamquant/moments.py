@@ -1,0 +1,272 @@
+"""What a network says of its own tensors, with no data: mean and variance of every element, from BatchNorm's records.
+
+BatchNorm's affine is the mean and deviation of its output over the training data (DFQ, Nagel et al. 2019). From there the
+moments go through activations in closed form, through sums, pools and concatenations as of independent values, and
+through layers without a record as of inputs half correlated over a kernel's taps (ours).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from dreamquant import graph
+
+if TYPE_CHECKING:
+    from dreamquant.model import Model
+
+PIXEL_MEAN, PIXEL_STD = 0.45, 0.26  # of natural images, in pixels of [0, 1]
+CORRELATION = 0.5  # of neighbouring positions
+UNKNOWN = object()  # a tensor of which no moments are known: attention's scores, say
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelStats:
+    """Mean and deviation of each channel of a tensor over the training data, (C,) each: what BatchNorm knew before it was folded."""
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Mean and variance of every element of a tensor over unseen images, (1, ...) each.
+
+    `guessed` counts the layers without a record since the last one: 0 and 1 are sound, more is a guess upon guesses.
+    """
+
+    mean: Tensor
+    var: Tensor
+    guessed: int = 0
+
+    def channels(self) -> ChannelStats:
+        """The same over all positions of a channel."""
+        axis = 1 if self.mean.ndim == 4 else self.mean.ndim - 1
+        over = [a for a in range(self.mean.ndim) if a != axis]
+        mean = self.mean.mean(over)
+        second = (self.var + self.mean.square()).mean(over)
+        return ChannelStats(mean, (second - mean.square()).clamp_min(0).sqrt())
+
+
+def clipped(mean: Tensor, var: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a normal value clipped to [low, high]; ReLU is (0, inf). Any shape."""
+    std = var.clamp_min(1e-12).sqrt()
+
+    def at(end: float) -> tuple[Tensor, Tensor]:
+        """cdf and pdf of the standard normal at the clip's end."""
+        t = (end - mean) / std
+        return 0.5 * (1 + torch.erf(t / 2**0.5)), torch.exp(-0.5 * t.square()) / math.sqrt(2 * math.pi)
+
+    zero, one = torch.zeros_like(mean), torch.ones_like(mean)
+    below, pdf_low = at(low) if low > -math.inf else (zero, zero)
+    until, pdf_high = at(high) if high < math.inf else (one, zero)
+    inside, bottom, top = until - below, low if low > -math.inf else 0.0, high if high < math.inf else 0.0
+    first = bottom * below + top * (1 - until) + mean * inside + std * (pdf_low - pdf_high)
+    second = bottom**2 * below + top**2 * (1 - until) + (mean**2 + std**2) * inside
+    second = second + std * ((mean + bottom) * pdf_low - (mean + top) * pdf_high)
+    return first, (second - first.square()).clamp_min(0)
+
+
+def through(function: Callable[[Tensor], Tensor], mean: Tensor, var: Tensor, nodes: int = 33) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a function of a normal value, by sums over equally likely quantiles. Any shape."""
+    std = var.clamp_min(0).sqrt()
+    first, second = torch.zeros_like(mean), torch.zeros_like(mean)
+    for z in quantiles(nodes).tolist():
+        value = function(mean + z * std)
+        first, second = first + value / nodes, second + value.square() / nodes
+    return first, (second - first.square()).clamp_min(0)
+
+
+def quantiles(count: int) -> Tensor:
+    """Equally likely values of a standard normal. (count,)"""
+    return math.sqrt(2) * torch.erfinv((2 * torch.arange(count, dtype=torch.float64) + 1) / count - 1).float()
+
+
+def moments(model: Model) -> Mapping[str, Spread]:
+    """The spread of every tensor that has one, by node name. One pass over the graph, on the device of the model."""
+    going = _Propagation(model)
+    with torch.no_grad():
+        going.run(going.image())
+    return going.spreads
+
+
+def clip_of(net: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
+    """The ends between which an activation clips its input; None for one that does not only clip."""
+    match net.get_submodule(str(node.target)) if node.op == "call_module" else node.target:
+        case nn.ReLU() | F.relu | torch.relu | "relu":
+            return 0.0, math.inf
+        case nn.ReLU6() | F.relu6:
+            return 0.0, 6.0
+        case nn.Hardtanh(min_val=low, max_val=high):
+            return low, high
+    return None
+
+
+def activation(net: fx.GraphModule, node: fx.Node) -> Callable[[Tensor], Tensor]:
+    """The function of one tensor that an activation or gate computes."""
+
+    def function(x: Tensor) -> Tensor:
+        args, kwargs = (x, *node.args[1:]), dict(node.kwargs)
+        if node.op == "call_module":
+            value = net.get_submodule(str(node.target))(*args, **kwargs)
+        else:
+            value = getattr(x, node.target)(*args[1:], **kwargs) if isinstance(node.target, str) else node.target(*args, **kwargs)
+        assert isinstance(value, Tensor)
+        return value
+
+    return function
+
+
+def floor(net: fx.GraphModule, node: fx.Node) -> float:
+    """A value that no element of this tensor is below; -inf where none is known."""
+    kind = graph.kind(net, node)
+    if kind == "act":
+        return (clip_of(net, node) or (-math.inf,))[0]
+    if kind not in ("move", "mean", "add", "cat"):
+        return -math.inf
+    sources = [floor(net, source) for source in node.all_input_nodes]
+    return sum(sources) if kind == "add" and len(sources) == 2 else min(sources, default=-math.inf)
+
+
+class _Propagation(fx.Interpreter):
+    """Carries Spreads through the graph. What reads an UNKNOWN is UNKNOWN, until a record says more."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model.net, garbage_collect_values=False)
+        self.model, self.net = model, model.net
+        self.spreads: dict[str, Spread] = {}
+
+    def image(self) -> Spread:
+        """Natural images, as the network takes them."""
+        plain = torch.full((1, *self.model.shape), PIXEL_MEAN, device=self.model.device)
+        std = torch.tensor(self.model.std, device=plain.device).view(1, -1, 1, 1)
+        return Spread(self.model.normalise(plain), (PIXEL_STD / std).square().expand_as(plain))
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = self._value(n)
+        if isinstance(value, Spread):
+            self.spreads[n.name] = value
+        return value
+
+    def _value(self, n: fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        given = _parts((args, kwargs))
+        sources = [part for part in given if isinstance(part, Spread)]
+        record = self._record(n)
+        if record is not None:
+            return self._like(n, record)
+        if n.op.startswith("call") and any(part is UNKNOWN for part in given):
+            return UNKNOWN
+        if n.op.startswith("call") and sources:
+            return self._through(n, args, kwargs, sources)
+        return super().run_node(n)
+
+    def _record(self, n: fx.Node) -> ChannelStats | None:
+        """What the network itself says of this tensor."""
+        module = self.net.get_submodule(str(n.target)) if n.op == "call_module" else None
+        if graph.kind(self.net, n) == "bn":
+            assert module is not None
+            return batch_norm_stats(module)
+        if isinstance(module, nn.LayerNorm) and module.elementwise_affine and module.weight.ndim == 1:
+            # each channel in units of its token's deviation: its affine, roughly
+            return ChannelStats(torch.zeros_like(module.weight) if module.bias is None else module.bias, module.weight.abs())
+        return self.model.channel_stats.get(n.name)
+
+    def _like(self, n: fx.Node, record: ChannelStats) -> Spread:
+        shape = (1, *n.meta["shape"][1:])
+        wide = (1, -1, 1, 1) if len(shape) == 4 and shape[1] == len(record.mean) else (-1,)
+        mean, std = (v.detach().to(self.model.device).view(wide).expand(shape) for v in (record.mean, record.std))
+        return Spread(mean, std.square())
+
+    def _through(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], sources: list[Spread]) -> Any:
+        def call(values: Any) -> Any:
+            return getattr(self, n.op)(n.target, *values)
+
+        x = sources[0]
+        match graph.kind(self.net, n):
+            case "conv" | "linear":
+                return self._product(n, x)
+            case "act":
+                return self._activated(n, x)
+            case "gate" if x.mean.ndim == 4:  # softmax over tokens has no closed form
+                return Spread(*through(activation(self.net, n), x.mean, x.var), x.guessed)
+            case "add":
+                return _sum(args, sources)
+            case "mul" if len(sources) == 2:
+                a, b = sources
+                var = a.mean**2 * b.var + b.mean**2 * a.var + a.var * b.var
+                return Spread(a.mean * b.mean, var, max(a.guessed, b.guessed))
+            case "mean":
+                mean, var = (call(_replaced((args, kwargs), which)) for which in ("mean", "var"))
+                count = x.mean.numel() / mean.numel()
+                return Spread(mean, var * (CORRELATION + (1 - CORRELATION) / count), x.guessed)
+            case "move" | "cat":
+                guessed = max(s.guessed for s in sources)
+                mean, var = (call(_replaced((args, kwargs), which)) for which in ("mean", "var"))
+                if isinstance(mean, Tensor):
+                    return Spread(mean, var, guessed)
+                return tuple(Spread(m, v, guessed) for m, v in zip(mean, var, strict=True))
+        value = call(_replaced((args, kwargs), "mean"))
+        return UNKNOWN if isinstance(value, Tensor) else value  # sizes are known
+
+    def _product(self, n: fx.Node, x: Spread) -> Spread:
+        layer = self.net.get_submodule(str(n.target))
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        weight = layer.weight.detach()
+        mean, apart = layer(x.mean), applied(layer, weight.square(), x.var)
+        if weight[0, 0].numel() == 1:
+            return Spread(mean, apart, x.guessed + 1)
+        # fully correlated taps act as one: their sum, standing in the middle of the kernel
+        summed = torch.zeros_like(weight)
+        summed[..., weight.shape[2] // 2, weight.shape[3] // 2] = weight.sum((2, 3)).square()
+        together = applied(layer, summed, x.var)
+        return Spread(mean, (1 - CORRELATION) * apart + CORRELATION * together, x.guessed + 1)
+
+    def _activated(self, n: fx.Node, x: Spread) -> Spread:
+        clip = clip_of(self.net, n)
+        mean, var = clipped(x.mean, x.var, *clip) if clip else through(activation(self.net, n), x.mean, x.var)
+        return Spread(mean, var, x.guessed)
+
+
+def _sum(args: tuple[Any, ...], sources: list[Spread]) -> Spread:
+    """As of independent values; a constant shifts the mean."""
+    parts = [a.mean if isinstance(a, Spread) else torch.as_tensor(a) for a in args[:2]]
+    mean = parts[0] + parts[1]
+    var = torch.stack([s.var.expand_as(mean) for s in sources]).sum(0)
+    return Spread(mean, var, max(s.guessed for s in sources))
+
+
+def applied(layer: nn.Conv2d | nn.Linear, weight: Tensor, x: Tensor) -> Tensor:
+    """What the layer would compute with these weights and no bias."""
+    return F.linear(x, weight) if isinstance(layer, nn.Linear) else layer._conv_forward(x, weight, None)
+
+
+def batch_norm_stats(module: nn.Module) -> ChannelStats:
+    """Mean and deviation of a BatchNorm's output over the training data: its affine."""
+    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None
+    weight = module.weight if module.weight is not None else torch.ones_like(module.running_mean)
+    bias = module.bias if module.bias is not None else torch.zeros_like(module.running_mean)
+    return ChannelStats(bias.detach(), weight.detach().abs())
+
+
+def scaled_stats(stats: ChannelStats, factor: Tensor) -> ChannelStats:
+    """The record of the same tensor, its channels multiplied by positive factors (C,)."""
+    return replace(stats, mean=stats.mean * factor, std=stats.std * factor)
+
+
+def _parts(given: Any) -> list[Any]:
+    """The leaves of nested arguments."""
+    found: list[Any] = []
+    fx.node.map_aggregate(given, lambda a: found.append(a))
+    return found
+
+
+def _replaced(given: Any, which: str) -> Any:
+    return fx.node.map_aggregate(given, lambda a: getattr(a, which) if isinstance(a, Spread) else a)
