@@ -1,13 +1,14 @@
 """The table of a folder of results, as Markdown: `python experiments/table.py experiments/results/main_job`.
 
-Mean over seeds, and the spread (largest less smallest) where there are several. Nothing in it is typed by hand.
+Mean over seeds, and the spread (largest less smallest) where there are several. Nothing in it is typed by hand. With
+`--pivot COLUMN` one table for each model: recipes down, bits across, that column in the cells.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,10 +33,11 @@ COLUMNS: dict[str, Callable[[Result], float | None]] = {
     "drop": drop,
     "kept": lambda r: points(r["kept"]),
     "agreement": lambda r: points(r["agreement"]),
-    "deployed": lambda r: points(r["deployed"]["top1"]),
+    "deployed": lambda r: points(r["deployed"]["top1"]) if r["deployed"] else None,
     "drop elsewhere": lambda r: next((drop(scores) for scores in r.get("also", {}).values()), None),
     "seconds dreaming": lambda r: r["seconds"]["synthesis"],
     "seconds after": lambda r: r["seconds"]["quantize"],
+    "seconds": lambda r: r["seconds"]["total"],
 }
 
 
@@ -62,11 +64,30 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def pivot(results: Sequence[Result], column: str) -> str:
+    """Markdown, one table for each model: a row for each recipe and effort, a column for each of the bits."""
+    tables = []
+    for model in sorted({result["model"] for result in results}):
+        mine = [result for result in results if result["model"] == model]
+        bits = list(dict.fromkeys(sorted((r["bits"] for r in mine), key=lambda b: (not b.startswith("w"), -int(b.strip("w")[0]), len(b)))))
+        lines = [f"{model}: {column}", "", "| recipe | effort | " + " | ".join(bits) + " |", "|" + "---|" * (len(bits) + 2)]
+        for recipe, effort in dict.fromkeys((r["recipe"], r["effort"]) for r in mine):
+            found = [[COLUMNS[column](r) for r in mine if (r["recipe"], r["effort"], r["bits"]) == (recipe, effort, b)] for b in bits]
+            lines.append("| " + " | ".join([recipe, effort, *map(cell, found)]) + " |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
 def main() -> None:
-    files = sorted(path for folder in sys.argv[1:] for path in Path(folder).glob("*.json"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--pivot", choices=list(COLUMNS))
+    args = parser.parse_args()
+    files = sorted(path for folder in args.folders for path in folder.glob("*.json"))
     if not files:
         raise SystemExit("no results there; give folders that `dreamquant bench` wrote")
-    print(table([json.loads(path.read_text()) for path in files]))
+    results = [json.loads(path.read_text()) for path in files]
+    print(pivot(results, args.pivot) if args.pivot else table(results))
 
 
 if __name__ == "__main__":

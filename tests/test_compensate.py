@@ -1,0 +1,213 @@
+"""DF-MPC: pairs, closed forms against least squares, re-estimated statistics against measured ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from dreamquant.images import Images
+from dreamquant.model import Model
+from dreamquant.prepare import FoldBatchNorm
+from dreamquant.quant.pairs import Alternate, pairs
+from dreamquant.quant.ranges import LpSearch
+from dreamquant.quant.scheme import Int, Scheme
+from dreamquant.quant.student import Student, convert
+from dreamquant.recipes import dfmpc
+from dreamquant.run import Run
+from dreamquant.steps.calibrate import SetWeightRanges
+from dreamquant.steps.compensate import ByMoments, ByWeights, Channels, CompensatePairs, Unchanged
+from dreamquant.steps.correct import CorrectBiasFromStatistics
+from dreamquant.steps.reestimate import ReestimateStatistics, inner, tap_correlation
+from dreamquant.synthesis.pixels import NoImages
+from dreamquant.zoo.networks import CifarResNet, DepthwiseNet
+
+
+class Plain(nn.Module):
+    """Four convolutions in a row, of which one is grouped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = ((3, 16, 1), (16, 24, 1), (24, 24, 4), (24, 16, 1))
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, groups=g, bias=False) for i, o, g in sizes)
+        self.bns = nn.ModuleList(nn.BatchNorm2d(o) for _, o, _ in sizes)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, bn in zip(self.convs, self.bns, strict=True):
+            x = F.relu(bn(conv(x)))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+X = 0.45 + 0.26 * torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model() -> Model:
+    """Statistics of white noise, so that taps are nearly independent."""
+    torch.manual_seed(3)
+    net = Plain()
+    for bn in net.bns:
+        nn.init.uniform_(bn.weight, 0.5, 1.5)
+        nn.init.uniform_(bn.bias, -0.5, 1)
+        bn.momentum = None
+    net.train()
+    with torch.no_grad():
+        net(X)
+    return Model.from_module(net.eval(), (3, 12, 12), (0.0,) * 3, (1.0,) * 3)
+
+
+TERNARY = Int(2, "channel", symmetric=True)
+
+
+def quantized(model: Model, *steps: object, low: Int = TERNARY) -> Student:
+    run = Run(0)
+    images = NoImages()(model, run)
+    student = convert(model, Alternate(low, Int(6, "channel"), None).on(model, images, run))
+    for step in (SetWeightRanges(LpSearch(2.0)), *steps):
+        step(student, model, images, run)  # type: ignore[operator]
+    return student
+
+
+def test_pairs() -> None:
+    def of(net: nn.Module) -> tuple[tuple[str, str], ...]:
+        return pairs(Model.from_module(net.eval(), (3, 32, 32), (0.0,) * 3, (1.0,) * 3).net)
+
+    blocks = [f"layer{stage}.{number}" for stage in (1, 2, 3) for number in range(3)]
+    assert of(CifarResNet(3)) == tuple((f"{b}.conv1", f"{b}.conv2") for b in blocks)
+    assert of(Plain()) == (("convs.1", "convs.2"), ("convs.3", "fc"))
+    found = of(DepthwiseNet())
+    assert found
+    assert len({name for pair in found for name in pair}) == 2 * len(found), "no layer is in two pairs"
+
+
+def test_formats_alternate(model: Model) -> None:
+    scheme = Alternate(Int(2, "channel"), Int(6, "channel"), Int(8)).on(model, Images(X[:0], torch.empty(0)), Run(0))
+    names = ["convs.0", "convs.1", "convs.2", "convs.3", "fc"]
+    assert [scheme.weight_format(name, number, 5).bits for number, name in enumerate(names)] == [6, 2, 6, 2, 6]
+
+
+def test_a_network_without_pairs_is_told_so() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    model = Model.from_module(net, (1, 2, 2), (0.0,), (1.0,))
+    with pytest.raises(ValueError, match="no two layers that follow each other"):
+        dfmpc("w2a32")(model)
+
+
+def channels(count: int = 7, size: int = 30) -> Channels:
+    torch.manual_seed(0)
+    weight = torch.randn(count, size)
+    vectors = [0.5 + torch.rand(count) for _ in range(6)]
+    return Channels(weight, (weight + 0.5 * torch.randn_like(weight)).sign() * 0.8, *vectors, torch.rand(count))
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1, 2.0])
+def test_the_papers_closed_form_is_least_squares(offset: float) -> None:
+    c = channels()
+    found = ByWeights(offset, ridge=1e-3, limits=(-100, 100))(c)
+    x, other = (c.gamma / c.sigma)[:, None] * c.weight, (c.gamma / c.quantized_sigma)[:, None] * c.quantized
+    y, moved = c.beta - c.gamma * c.mu / c.sigma, c.beta - c.gamma * c.quantized_mu / c.quantized_sigma
+    ridge = 1e-3 * other.square().sum(1).mean()
+    for j in range(len(found)):
+        a = torch.cat([other[j], (offset**0.5 * moved[j])[None], ridge.sqrt()[None]]).double().numpy()
+        b = torch.cat([x[j], (offset**0.5 * y[j])[None], torch.zeros(1)]).double().numpy()
+        assert float(found[j]) == pytest.approx(np.linalg.lstsq(a[:, None], b, rcond=None)[0][0], rel=1e-4)
+
+
+def test_moments_give_the_least_squares_of_two_correlated_normals() -> None:
+    c = channels()
+    found = ByMoments()(c)
+    torch.manual_seed(1)
+    for j in range(len(found)):
+        r, gamma, beta = c.correlation[j], c.gamma[j], c.beta[j]
+        u, v = torch.randn(2, 1_000_000)
+        one, other = beta + gamma * u, beta + gamma * (r * u + (1 - r**2).sqrt() * v)
+        assert float(found[j]) == pytest.approx(float((one * other).mean() / other.square().mean()), abs=5e-3)
+
+
+def test_inner_products_are_covariances() -> None:
+    torch.manual_seed(0)
+    a, b, variance = torch.randn(4, 5, 3, 3), torch.randn(4, 5, 3, 3), torch.rand(4, 5)
+    x = torch.randn(40_000, 5, 1)
+    for correlation, values in ((0.0, torch.randn(40_000, 5, 9)), (1.0, x.expand(-1, -1, 9))):
+        for o in range(4):
+            one, other = ((values * variance[o].sqrt()[:, None] * w[o].flatten(1)).sum((1, 2)) for w in (a, b))
+            wanted = float(((one - one.mean()) * (other - other.mean())).mean())
+            assert float(inner(a, b, variance, correlation)[o]) == pytest.approx(wanted, abs=0.03 * float(one.std() * other.std()))
+    mixed = inner(a, a, variance, 0.3)
+    assert tap_correlation(a, variance, mixed) == pytest.approx(0.3, abs=1e-4)
+
+
+def measured(net: nn.Module, name: str) -> Tensor:
+    """Mean and deviation of the outputs of the BatchNorm `name`, on the images whose statistics the float network has. (2, C)"""
+    seen: dict[str, Tensor] = {}
+
+    class Seen(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> object:
+            value = super().run_node(n)
+            if n.target == name:
+                seen[name] = value
+            return value
+
+    with torch.no_grad():
+        Seen(net).run(X)  # type: ignore[arg-type]
+    return torch.stack([seen[name].mean((0, 2, 3)), seen[name].std((0, 2, 3))])
+
+
+def test_re_estimated_statistics_restore_what_the_float_network_has(model: Model) -> None:
+    for name in ("bns.1", "bns.2", "bns.3"):
+        wanted = measured(model.net, name)
+        errors = []
+        for steps in ((), (CorrectBiasFromStatistics(),), (ReestimateStatistics(),)):
+            got = measured(quantized(model, *steps).net, name)
+            errors.append([float(v) for v in (got - wanted).abs().mean(1)])
+        none, bias, both = errors
+        assert both[0] < 0.5 * none[0], name
+        assert both[1] < 0.5 * none[1] + 0.02, name
+        assert bias[0] < none[0]
+
+
+def test_without_batch_norm_the_same_comes_out(model: Model) -> None:
+    folded = FoldBatchNorm()(model)
+    with torch.no_grad():
+        one, other = (quantized(m, ReestimateStatistics()).net(X) for m in (model, folded))
+    torch.testing.assert_close(one, other, atol=5e-3, rtol=5e-3)
+
+
+def distance(model: Model, student: Student) -> float:
+    with torch.no_grad():
+        return float((student.net(X) - model.net(X)).square().mean() / model.net(X).var())
+
+
+@pytest.mark.parametrize("low", [TERNARY, Int(2, "channel"), Int(3, "channel", symmetric=True)])
+def test_compensation_beats_its_absence(model: Model, low: Int) -> None:
+    again, last = SetWeightRanges(LpSearch(2.0)), ReestimateStatistics()
+    none = distance(model, quantized(model, low=low))
+    alone = distance(model, quantized(model, CompensatePairs(Unchanged()), again, last, low=low))
+    whole = distance(model, quantized(model, CompensatePairs(ByMoments()), again, last, low=low))
+    assert alone < 0.5 * none
+    assert whole < 0.5 * none
+    assert whole < 1.1 * alone, "with four levels the statistics carry all of the gain; with three the factors add some"
+
+
+def test_nothing_to_compensate_at_eight_bits(model: Model) -> None:
+    before = convert(model, Scheme(Int(8, "channel"), None)).net.convs[2].weight.clone()
+    student = quantized(model, CompensatePairs(ByMoments()), low=Int(8, "channel"))
+    torch.testing.assert_close(student.net.convs[2].weight.data, before, rtol=2e-3, atol=1e-6)
+
+
+def test_a_depthwise_reader_is_scaled_row_by_row(model: Model) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU()),
+        *(nn.Conv2d(6, 6, 3, groups=6), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)),
+    )
+    small = Model.from_module(net.eval(), (3, 8, 8), (0.0,) * 3, (1.0,) * 3)
+    assert pairs(small.net) == (("3", "6"),)
+    student = quantized(small, CompensatePairs(ByMoments()))
+    share = student.net.get_submodule("6").weight / small.net.get_submodule("6").weight
+    assert torch.allclose(share, share[:, :, :1, :1].expand_as(share), rtol=1e-4)
+    assert (share < 1).all()
