@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
@@ -44,38 +44,42 @@ class _Straight(torch.autograd.Function):
         return gradients[0], None, None, None
 
 
-class _StepGradient(torch.autograd.Function):
-    """Ours and not torch's learnable kernel, which truncates negative zero points (2.13: int(zero + 0.5)).
+class Stepped(torch.autograd.Function):
+    """Values on the grid, those where `dropped` is one unchanged; gradients to the value inside the range, and to the step.
 
-    Masks are floats and reductions dot products: a CPU does not vectorise booleans and `where`.
+    Ours and not torch's learnable kernel, which truncates negative zero points (2.13: int(zero + 0.5)). Masks are floats,
+    and what can be is done in place: a CPU does not vectorise booleans and `where`, and is slow to hand out memory.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, form: Int) -> Tensor:
-        ctx.save_for_backward(x, scale, zero)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, form: Int, dropped: Tensor | None = None) -> Tensor:
+        ctx.save_for_backward(x, scale, zero, dropped)
         ctx.form = form
-        return fake_quantize(x, scale, zero, form)
+        y = fake_quantize(x, scale, zero, form)
+        return y if dropped is None else y.lerp_(x, dropped)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, zero = ctx.saved_tensors
-        form, (gradient,) = ctx.form, gradients
+        (x, scale, zero, dropped), form, (gradient,) = ctx.saved_tensors, ctx.form, gradients
         low, high = form.low - zero, form.high - zero
         v = x * scale.reciprocal()
         code = v.clamp(low, high) if scale.ndim else v.clamp(low.item(), high.item())
-        within = gradient * (code == v).to(gradient)
-        if not ctx.needs_input_grad[1]:
-            return within, None, None, None
-        # d output / d scale = round(v) - v inside, the code at the end outside
-        step = (gradient * code.round_() - within * v).sum(over(x, form)).view(scale.shape)
-        factor = (scale.numel() / (x.numel() * form.high)) ** 0.5
-        return within, step * factor, None, None
+        inside = v.sub_(code).eq_(0)
+        mine = gradient if dropped is None else gradient.addcmul(gradient, dropped, value=-1)
+        to_scale = None
+        if ctx.needs_input_grad[1]:
+            # d output / d scale = round(v) - v inside, the code at the end outside
+            step = code.round().addcmul_(code, inside, value=-1).mul_(mine)
+            factor = (scale.numel() / (x.numel() * form.high)) ** 0.5
+            to_scale = step.sum(over(x, form)).view(scale.shape) * factor
+        to_x = inside.mul_(mine)
+        return to_x if dropped is None else to_x.addcmul_(gradient, dropped), to_scale, None, None, None
 
 
 class Rule(nn.Module):
     """Quantize; the gradient passes unchanged, clipped elements included (the min-max family of the papers)."""
 
-    learns: ClassVar[bool] = False
+    learns: bool = False
 
     def grid(self, q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
         return q.scale, q.zero
@@ -90,7 +94,7 @@ class Inside(Rule):
 
     def forward(self, q: Quantizer, x: Tensor) -> Tensor:
         scale, zero = self.grid(q, x)
-        return _StepGradient.apply(x, scale.detach(), zero, q.format)
+        return Stepped.apply(x, scale.detach(), zero, q.format)
 
 
 class Following(Rule):
@@ -117,7 +121,7 @@ class LearnedStep(Rule):
     learns = True
 
     def forward(self, q: Quantizer, x: Tensor) -> Tensor:
-        return _StepGradient.apply(x, q.scale, q.zero, q.format)
+        return Stepped.apply(x, q.scale, q.zero, q.format)
 
 
 class LearnedClip(Rule):
