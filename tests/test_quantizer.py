@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,6 +31,19 @@ def test_values_lie_on_the_grid_and_within_half_a_step(bits: int, symmetric: boo
     assert codes.min() >= form.low - 1e-3 and codes.max() <= form.high + 1e-3
     assert (got - x).abs().max() <= scale * 1.001  # half a step inside; the rounded zero point may move the ends by half more
     assert fake_quantize(torch.zeros(1), scale, zero, form) == 0
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+def test_values_are_those_of_torchs_kernel_to_the_bit(per: Literal["tensor", "channel"]) -> None:
+    x = torch.randn(8, 5000, generator=torch.Generator().manual_seed(0))
+    x[0, :8] = torch.tensor([0.5, 1.5, 2.5, -0.5, 1e9, -1e9, 0.0, -0.0])
+    form = Int(4, per)
+    scale, zero = grid(x.clamp(-2, 3), form)
+    if per == "tensor":
+        wanted = torch.fake_quantize_per_tensor_affine(x, scale, zero.int(), form.low, form.high)
+    else:
+        wanted = torch.fake_quantize_per_channel_affine(x, scale.flatten(), zero.flatten().int(), 0, form.low, form.high)
+    assert torch.equal(fake_quantize(x, scale, zero, form), wanted)
 
 
 def test_min_max_of_the_papers_by_hand() -> None:

@@ -13,6 +13,7 @@ from dreamquant import Model, recipes
 from dreamquant.learn import *  # noqa: F403 (reprs of recipes are read back below)
 from dreamquant.losses.image import *  # noqa: F403
 from dreamquant.losses.student import *  # noqa: F403
+from dreamquant.losses.unit import *  # noqa: F403
 from dreamquant.optimizers import *  # noqa: F403
 from dreamquant.quant.quantizer import *  # noqa: F403
 from dreamquant.quant.ranges import *  # noqa: F403
@@ -21,7 +22,12 @@ from dreamquant.recipe import Recipe, changed
 from dreamquant.steps.calibrate import *  # noqa: F403
 from dreamquant.steps.correct import *  # noqa: F403
 from dreamquant.steps.finetune import *  # noqa: F403
+from dreamquant.steps.pieces import *  # noqa: F403
+from dreamquant.steps.reconstruct import *  # noqa: F403
+from dreamquant.synthesis.generator import *  # noqa: F403
+from dreamquant.synthesis.latents import *  # noqa: F403
 from dreamquant.synthesis.pixels import *  # noqa: F403
+from dreamquant.synthesis.swing import *  # noqa: F403
 from dreamquant.synthesis.transforms import *  # noqa: F403
 
 NAMES = recipes.names()
@@ -29,7 +35,8 @@ NAMES = recipes.names()
 
 def tiny(recipe: Recipe) -> Recipe:
     settings = ["synthesis.count=16", "synthesis.batch=8", "synthesis.iterations=2"] if hasattr(recipe.synthesis, "iterations") else []
-    settings += ["steps.FineTune.iterations=2"] if any(type(step).__name__ == "FineTune" for step in recipe.steps) else []
+    learning = {type(step).__name__ for step in recipe.steps} & {"FineTune", "Reconstruct"}
+    settings += [f"steps.{name}.iterations=2" for name in sorted(learning)]
     for setting in settings:
         recipe = changed(recipe, setting)
     return recipe

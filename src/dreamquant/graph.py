@@ -140,6 +140,13 @@ def units(graph: fx.GraphModule) -> tuple[tuple[str, str], ...]:
     return (*result, (start.name, end.name))
 
 
+def chain_end(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The end of the BatchNorm and activation that follow a node and that nothing else reads."""
+    while len(node.users) == 1 and kind(graph, user := next(iter(node.users))) in ("bn", "act"):
+        node = user
+    return node
+
+
 def cut_out(graph: fx.GraphModule, inputs: Sequence[str], output: str) -> fx.GraphModule:
     """The part of the graph from the nodes `inputs` to the node `output`, sharing the modules. Tensors in, tensor out."""
     new = fx.Graph()

@@ -42,6 +42,16 @@ class Decay:
 
 
 @dataclass(frozen=True)
+class Exponential:
+    """The rate falls to `last` of itself, by the same share in equal times."""
+
+    last: float
+
+    def __call__(self, done: float) -> float:
+        return self.last**done
+
+
+@dataclass(frozen=True)
 class Cosine:
     """The rate falls to `least` of itself along half a cosine."""
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dreamquant.quant.quantizer import snapped
 from dreamquant.quant.vocabulary import FUNCTIONS, VARIADIC
 
 # Ops that only move values: a tensor on a grid stays on it.
@@ -187,7 +188,7 @@ def _integers(op: Op, x: Tensor) -> Tensor:
 def _grid(n: Mapping[str, Any], x: Tensor) -> Tensor:
     if not n["live"]:
         return x
-    if not n["divides"]:  # as PyTorch's kernel, and so the student, rounds
-        return torch.fake_quantize_per_tensor_affine(x, n["scale"], n["zero"], n["low"], n["high"])
     scale = torch.full((), n["scale"], device=x.device)  # a tensor: CUDA would multiply by the reciprocal of a number
+    if not n["divides"]:  # as PyTorch's kernel, and so the student, rounds
+        return snapped(x, scale, n["low"] - n["zero"], n["high"] - n["zero"])
     return ((torch.round(x / scale) + n["zero"]).clamp(n["low"], n["high"]) - n["zero"]) * scale

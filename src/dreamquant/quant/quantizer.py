@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
@@ -20,10 +20,18 @@ from dreamquant.quant.scheme import Int
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, form: Int) -> Tensor:
-    """Values on the grid, by PyTorch's own kernel; its gradient is one inside the range and zero outside."""
-    if scale.ndim:
+    """Values on the grid, without gradients; the bits of PyTorch's own kernel, which a CPU runs 25 times slower."""
+    if x.is_cuda and scale.ndim:
         return torch.fake_quantize_per_channel_affine(x, scale.flatten(), zero.flatten().int(), 0, form.low, form.high)
-    return torch.fake_quantize_per_tensor_affine(x, scale, zero.int(), form.low, form.high)
+    if x.is_cuda:
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero.int(), form.low, form.high)
+    low, high = form.low - zero, form.high - zero
+    return snapped(x, scale, low, high) if scale.ndim else snapped(x, scale, low.item(), high.item())
+
+
+def snapped(x: Tensor, scale: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """The nearest multiples of `scale` between `low` and `high` times it, without gradients. Bounds that are numbers are fast."""
+    return (x * scale.reciprocal()).round_().clamp_(low, high).mul_(scale)  # type: ignore[arg-type]  # two overloads, one union
 
 
 class _Straight(torch.autograd.Function):
@@ -36,10 +44,42 @@ class _Straight(torch.autograd.Function):
         return gradients[0], None, None, None
 
 
+class Stepped(torch.autograd.Function):
+    """Values on the grid, those where `dropped` is one unchanged; gradients to the value inside the range, and to the step.
+
+    Ours and not torch's learnable kernel, which truncates negative zero points (2.13: int(zero + 0.5)). Masks are floats,
+    and what can be is done in place: a CPU does not vectorise booleans and `where`, and is slow to hand out memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, form: Int, dropped: Tensor | None = None) -> Tensor:
+        ctx.save_for_backward(x, scale, zero, dropped)
+        ctx.form = form
+        y = fake_quantize(x, scale, zero, form)
+        return y if dropped is None else y.lerp_(x, dropped)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x, scale, zero, dropped), form, (gradient,) = ctx.saved_tensors, ctx.form, gradients
+        low, high = form.low - zero, form.high - zero
+        v = x * scale.reciprocal()
+        code = v.clamp(low, high) if scale.ndim else v.clamp(low.item(), high.item())
+        inside = v.sub_(code).eq_(0)
+        mine = gradient if dropped is None else gradient.addcmul(gradient, dropped, value=-1)
+        to_scale = None
+        if ctx.needs_input_grad[1]:
+            # d output / d scale = round(v) - v inside, the code at the end outside
+            step = code.round().addcmul_(code, inside, value=-1).mul_(mine)
+            factor = (scale.numel() / (x.numel() * form.high)) ** 0.5
+            to_scale = step.sum(over(x, form)).view(scale.shape) * factor
+        to_x = inside.mul_(mine)
+        return to_x if dropped is None else to_x.addcmul_(gradient, dropped), to_scale, None, None, None
+
+
 class Rule(nn.Module):
     """Quantize; the gradient passes unchanged, clipped elements included (the min-max family of the papers)."""
 
-    learns: ClassVar[bool] = False
+    learns: bool = False
 
     def grid(self, q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
         return q.scale, q.zero
@@ -53,7 +93,8 @@ class Inside(Rule):
     """Quantize; the gradient passes only where the value is inside the range."""
 
     def forward(self, q: Quantizer, x: Tensor) -> Tensor:
-        return fake_quantize(x, *self.grid(q, x), q.format)
+        scale, zero = self.grid(q, x)
+        return Stepped.apply(x, scale.detach(), zero, q.format)
 
 
 class Following(Rule):
@@ -71,28 +112,6 @@ class Following(Rule):
         return to_grid(low * self.share, high * self.share, q.format)
 
 
-class _StepGradient(torch.autograd.Function):
-    """Ours and not torch's learnable kernel, which truncates negative zero points (2.13: int(zero + 0.5))."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, form: Int) -> Tensor:
-        ctx.save_for_backward(x, scale, zero)
-        ctx.form = form
-        return fake_quantize(x, scale, zero, form)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, zero = ctx.saved_tensors
-        form, (gradient,) = ctx.form, gradients
-        v = x / scale
-        code = torch.clamp(v, form.low - zero, form.high - zero)
-        inside = code == v
-        # d output / d scale = round(v) - v inside, the code at the end outside
-        step = gradient * torch.where(inside, code.round() - v, code)
-        factor = (scale.numel() / (x.numel() * form.high)) ** 0.5
-        return gradient * inside, step.sum(over(x, form)).view(scale.shape) * factor, None, None
-
-
 class LearnedStep(Rule):
     """LSQ (Esser et al. 2020): gradients to the value inside the range, and to the step everywhere.
 
@@ -102,7 +121,7 @@ class LearnedStep(Rule):
     learns = True
 
     def forward(self, q: Quantizer, x: Tensor) -> Tensor:
-        return _StepGradient.apply(x, q.scale, q.zero, q.format)
+        return Stepped.apply(x, q.scale, q.zero, q.format)
 
 
 class LearnedClip(Rule):

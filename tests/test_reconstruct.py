@@ -1,0 +1,323 @@
+"""Learned rounding, dropped quantization, and the step that rebuilds a network piece by piece with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from dreamquant import Images, Model, Run, graph
+from dreamquant.losses.unit import RelativeError, SquaredError
+from dreamquant.optimizers import Adam, Cosine
+from dreamquant.quant.freeze import freeze
+from dreamquant.quant.quantizer import LearnedStep, Quantizer, acting
+from dreamquant.quant.ranges import LpSearch, to_grid
+from dreamquant.quant.rounding import Dropping, SoftRounding, drawn
+from dreamquant.quant.scheme import Int, scheme_of
+from dreamquant.quant.student import Student, convert
+from dreamquant.run import Loop
+from dreamquant.steps.calibrate import Calibrate, SetWeightRanges
+from dreamquant.steps.pieces import Blocks, Inputs, Layers, through
+from dreamquant.steps.reconstruct import Anneal, Reconstruct
+
+FACTS = ((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
+QUICK = Reconstruct(3, batch=8, rounding=Adam(1e-2), weight_steps=Adam(1e-4), activation_steps=Adam(1e-3))
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing in the package may catch it."""
+
+
+@pytest.fixture
+def model(tiny_net: nn.Module) -> Model:
+    return Model.from_module(tiny_net, *FACTS)
+
+
+def images(model: Model, count: int = 20) -> Images:
+    pixels = torch.randn(count, *model.shape, generator=torch.Generator().manual_seed(3))
+    return Images(pixels, torch.zeros(count, dtype=torch.long))
+
+
+def ready(model: Model, bits: str = "w3a3") -> Student:
+    """A student with calibrated ranges and weights that round to the nearest code of a good grid."""
+    student = convert(model, scheme_of(bits))
+    for step in (Calibrate(LpSearch()), SetWeightRanges()):
+        step(student, model, images(model), Run())
+    return student
+
+
+def fixed(weight: Tensor, form: Int) -> Quantizer:
+    shape = (len(weight),) + (1,) * (weight.ndim - 1) if form.per == "channel" else ()
+    quantizer = Quantizer(form, shape)
+    quantizer.fix(*to_grid(*LpSearch()(weight, form), form))
+    return quantizer
+
+
+def on_their_grids(student: Student) -> bool:
+    return all(torch.equal(layer.quantizer(layer.weight), layer.weight) for layer in student.layers().values())
+
+
+@pytest.mark.parametrize("form", [Int(2, "channel"), Int(4, "tensor", symmetric=True), Int(8, "channel")])
+def test_soft_rounding_starts_at_the_weight_and_hardens_to_a_neighbour(form: Int) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(6, 4, 3, 3)
+    q = fixed(weight, form)
+    rule = SoftRounding(q, weight)
+    clipped = weight.clamp((form.low - q.zero) * q.scale, (form.high - q.zero) * q.scale)
+    with acting({q: rule}):
+        assert torch.allclose(q(weight), clipped, atol=1e-5)
+    hard = rule.hard(q)
+    assert torch.equal(hard, q(weight)), "before anything is learned, the nearer neighbour is the nearest code"
+    with torch.no_grad():
+        rule.logit.neg_()
+    hard = rule.hard(q)
+    assert ((hard - clipped).abs() <= q.scale * 1.0001).all()
+    assert torch.equal(q(hard), hard), "on the grid to the bit"
+    codes = hard / q.scale + q.zero
+    assert torch.allclose(codes, codes.round(), atol=1e-3) and torch.equal(codes.round(), q.codes(hard))
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+def test_gradients_of_soft_rounding_are_finite_differences(per: str) -> None:
+    torch.manual_seed(1)
+    weight = torch.randn(3, 5).double()
+    q = fixed(weight, Int(3, "channel" if per == "channel" else "tensor")).double()
+    q.scale.requires_grad_()
+    rule = SoftRounding(q, weight)
+
+    def made(logit: Tensor, scale: Tensor) -> Tensor:
+        return torch.func.functional_call(rule, {"logit": logit}, (_With(q, scale), weight))
+
+    class _With:  # a quantizer with another step: the floor stays what it was
+        def __init__(self, q: Quantizer, scale: Tensor) -> None:
+            self.format, self.zero, self.scale = q.format, q.zero, scale
+
+    assert torch.autograd.gradcheck(made, (rule.logit, q.scale), eps=1e-7, atol=1e-5)
+
+
+def test_the_regulariser_is_zero_at_the_ends_and_waits() -> None:
+    anneal = Anneal(0.5, start=20, end=2, warm_up=0.2)
+    half, ends = torch.full((4,), 0.5), torch.tensor([0.0, 1.0])
+    assert anneal([half], 0.1) == 0 and anneal([], 0.9) == 0
+    assert anneal([half, ends], 0.5) == 0.5 * 4
+    assert anneal([torch.tensor([0.75])], 0.2) == pytest.approx(0.5 * (1 - 0.5**20))
+    assert anneal([torch.tensor([0.75])], 0.6) == pytest.approx(0.5 * (1 - 0.5**11))
+    assert anneal([torch.tensor([0.75])], 1.0) == pytest.approx(0.5 * (1 - 0.5**2))
+    h = torch.rand(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda h: anneal([h], 0.7), (h,))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_elements_are_dropped_with_their_probability(share: float, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(8, 5, 30, 31).contiguous(memory_format=layout)
+    mask = drawn(x, share)
+    assert mask.stride() == x.stride() and ((mask == 0) | (mask == 1)).all()
+    deviation = (share * (1 - share) / x.numel()) ** 0.5
+    assert mask.mean().item() == pytest.approx(share, abs=4 * deviation + 1e-9)
+    assert share in (0, 1) or not torch.equal(mask, drawn(x, share))
+    assert share in (0, 1) or abs(torch.corrcoef(torch.stack([mask[..., 1:].flatten(), mask[..., :-1].flatten()]))[0, 1]) < 0.02
+
+
+def test_dropped_elements_pass_and_the_rest_is_quantized_with_gradients_of_lsq() -> None:
+    x = torch.randn(4, 3, 7, 7)
+    q = fixed(x * 0.7, Int(3))
+    q.scale.requires_grad_()
+    weights = torch.randn_like(x)
+    with acting({q: LearnedStep()}):
+        full = q(x).detach()
+    leaf = x.clone().requires_grad_()
+    with acting({q: Dropping(0.5)}):
+        torch.manual_seed(5)
+        y = q(leaf)
+        (y * weights).sum().backward()
+    torch.manual_seed(5)
+    dropped = drawn(x, 0.5)
+    assert torch.equal(y, torch.where(dropped == 1, x, full)) and 0.3 < dropped.mean() < 0.7
+    by_hand_x, scale = x.clone().requires_grad_(), q.scale.detach().clone().requires_grad_()
+    v = (by_hand_x / scale).clamp(q.format.low - q.zero, q.format.high - q.zero)
+    straight = (v + (v.round() - v).detach()) * scale
+    (torch.where(dropped == 1, by_hand_x, straight) * weights).sum().backward()
+    factor = (x.numel() * q.format.high) ** -0.5
+    assert q.scale.grad is not None and scale.grad is not None
+    assert torch.allclose(leaf.grad, by_hand_x.grad, atol=1e-5)  # type: ignore[arg-type]
+    assert q.scale.grad.item() == pytest.approx(scale.grad.item() * factor, rel=1e-3)
+
+
+def test_unit_errors_by_hand() -> None:
+    mine, wanted = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
+    assert SquaredError()(mine, wanted).item() == pytest.approx((mine - wanted).square().sum(1).mean().item(), rel=1e-5)
+    tokens = torch.randn(4, 7, 3)
+    assert SquaredError()(tokens, 0 * tokens).item() == pytest.approx(tokens.square().sum(2).mean().item(), rel=1e-5)
+    once, scaled = RelativeError()(mine, wanted), RelativeError()(30 * mine, 30 * wanted)
+    assert once.item() == pytest.approx(scaled.item(), rel=1e-4) and once > 1
+
+
+class OneLayer(nn.Module):
+    """A linear layer whose inputs are strongly correlated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(48, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.parametrize("pieces", [Blocks(), Layers()])
+def test_learned_rounding_beats_the_nearest_on_a_layers_output(pieces: Blocks | Layers) -> None:
+    torch.manual_seed(0)
+    model = Model.from_module(OneLayer(), (3, 4, 4), (0.5,) * 3, (0.25,) * 3)
+    mixing = torch.randn(6, 48)
+    seen, new = (torch.randn(n, 6) @ mixing + 0.1 * torch.randn(n, 48) for n in (200, 500))
+    student = ready(model, "w3a32")
+
+    def error() -> float:
+        x = new.view(-1, 3, 4, 4)
+        with torch.no_grad():
+            return F.mse_loss(student.net(x), model.net(x)).item()
+
+    nearest = error()
+    step = Reconstruct(300, drop=0.0, rounding=Adam(1e-2), error=RelativeError(), anneal=Anneal(1e-4), pieces=pieces)
+    step(student, model, Images(seen.view(-1, 3, 4, 4), torch.zeros(200)), Run())
+    assert error() < 0.6 * nearest
+    assert on_their_grids(student)
+
+
+def test_a_rebuilt_student_freezes_to_exactly_its_codes(model: Model) -> None:
+    student = ready(model)
+    QUICK(student, model, images(model), Run())
+    assert on_their_grids(student)
+    quantized = freeze(student, {})
+    ops = {op.numbers["layer"]: op for op in quantized.program if "layer" in op.numbers}
+    for name, layer in student.layers().items():
+        codes = layer.weight / layer.quantizer.scale + layer.quantizer.zero
+        assert torch.allclose(codes, codes.round(), atol=1e-3)
+        assert torch.equal(ops[name].tensors["codes"].float(), codes.round())
+    x = images(model).pixels
+    with torch.no_grad():
+        assert torch.allclose(quantized(x), student.net(x), rtol=1e-4, atol=1e-5)
+    assert not any(p.requires_grad for p in student.net.parameters())
+
+
+def test_rebuilding_brings_the_student_closer_to_its_teacher(model: Model) -> None:
+    student, given = ready(model, "w2a4"), images(model, 64)
+    fresh = torch.randn(64, 3, 16, 16)
+
+    def error() -> float:
+        with torch.no_grad():
+            return RelativeError()(student.net(fresh), model.net(fresh)).item()
+
+    before = error()
+    run = Run()
+    Reconstruct(60, rounding=Adam(3e-2), anneal=Anneal(1e-3), activation_steps=Adam(1e-3))(student, model, given, run)
+    assert error() < 0.7 * before
+    assert any(name.endswith("reconstruction") for name in run.curves)
+
+
+def killing_after(count: int) -> Callable[[Loop, int], None]:
+    real, left = Loop.save, [count]
+
+    def save(self: Loop, following: int) -> None:
+        real(self, following)
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+
+    return save
+
+
+@pytest.mark.parametrize(("count", "save_every"), [(0, 0.0), (4, 0.0), (9, 0.0), (0, 1e9), (3, 1e9), (8, 1e9)])
+def test_a_killed_reconstruction_continues_to_the_same_bits(
+    count: int, save_every: float, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rebuilt(folder: str) -> Student:
+        student = ready(model)
+        QUICK(student, model, images(model), Run(1, tmp_path / folder, save_every=save_every))
+        return student
+
+    whole = rebuilt("whole").state_dict()
+    monkeypatch.setattr(Loop, "save", killing_after(count))
+    with pytest.raises(Killed):
+        rebuilt("killed")
+    monkeypatch.undo()
+    resumed = rebuilt("killed").state_dict()
+    tensors = [key for key, value in whole.items() if isinstance(value, Tensor)]
+    assert all(torch.equal(whole[key], resumed[key]) for key in tensors) and whole.keys() == resumed.keys()
+
+
+class Scaled(nn.Module):
+    """The first op is no convolution; depthwise, strided, grouped, linear, no BatchNorm at places, one channel, odd sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1, groups=4, bias=False), nn.BatchNorm2d(4), nn.ReLU6())
+        self.first, self.last = nn.Conv2d(1, 4, 3), nn.Linear(4 * 5 * 4, 12)
+        self.grouped, self.head = nn.Conv2d(4, 4, 1, groups=2), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.pad(x * 2 - 1, (0, 1, 1, 0)), 2)
+        x = self.depthwise(F.relu(self.first(x)))
+        x = x + self.grouped(x)
+        return self.head(F.relu(self.last(x.flatten(1))))
+
+
+class Shared(nn.Module):
+    """One convolution called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.conv(F.relu(self.conv(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("pieces", [Blocks(), Layers()])
+@pytest.mark.parametrize(("net", "shape"), [(Scaled(), (1, 23, 19)), (Shared(), (3, 9, 9))])
+def test_networks_of_other_kinds(net: nn.Module, shape: tuple[int, int, int], pieces: Blocks | Layers) -> None:
+    torch.manual_seed(0)
+    model = Model.from_module(net, shape, (0.5,) * shape[0], (0.25,) * shape[0])
+    layers = {name for name, _ in model.net.named_modules() if name} & set(ready(model).layers())
+    found = list(pieces(model.net))
+    covered = {str(n.target) for _, start, end in found for n in graph.cut_out(model.net, (start,), end).graph.nodes}
+    assert layers <= covered
+    student, before = ready(model), {k: v.clone() for k, v in model.net.state_dict().items()}
+    start = student.state_dict()["head.weight"].clone()
+    Reconstruct(8, batch=8, rounding=Adam(0.2), pieces=pieces)(student, model, images(model), Run())
+    assert on_their_grids(student) and not torch.equal(student.state_dict()["head.weight"], start)
+    assert all(torch.equal(v, model.net.state_dict()[k]) for k, v in before.items())
+    assert student.net(images(model).pixels).isfinite().all()
+
+
+def test_inputs_are_those_of_the_whole_prefix(model: Model) -> None:
+    student, pixels = ready(model), images(model, 70).pixels
+    inputs = Inputs(model.net, student.net, pixels)
+    for cut, _ in graph.units(model.net)[1:]:
+        inputs.go_to(cut)
+        for mine, net in zip(inputs.at(cut), (model.net, student.net), strict=True):
+            whole = through(graph.cut_out(net, ("x",), cut), pixels)
+            assert torch.allclose(mine, whole, atol=1e-4)
+
+
+def test_what_is_missing_is_named(model: Model) -> None:
+    with pytest.raises(ValueError, match="Reconstruct needs images"):
+        QUICK(ready(model), model, images(model)[:0], Run())
+    with pytest.raises(ValueError, match="relu: no range was ever measured; add a Calibrate"):
+        QUICK(convert(model, scheme_of("w3a3")), model, images(model), Run())
+
+
+def test_steps_alone_are_learned_where_rounding_is_not(model: Model) -> None:
+    student = ready(model)
+    before = {key: value.clone() for key, value in student.state_dict().items() if isinstance(value, Tensor)}
+    Reconstruct(3, drop=0.0, rounding=None, activation_steps=Adam(4e-4, schedule=Cosine()))(student, model, images(model), Run())
+    after = student.state_dict()
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    live = {f"q.{name}.scale" for name, q in student.activation_quantizers().items() if q.live}
+    assert changed == live
