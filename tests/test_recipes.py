@@ -14,9 +14,12 @@ from dreamquant.learn import *  # noqa: F403 (reprs of recipes are read back bel
 from dreamquant.losses.image import *  # noqa: F403
 from dreamquant.losses.student import *  # noqa: F403
 from dreamquant.optimizers import *  # noqa: F403
+from dreamquant.quant.allocate import *  # noqa: F403
+from dreamquant.quant.budget import *  # noqa: F403
 from dreamquant.quant.quantizer import *  # noqa: F403
 from dreamquant.quant.ranges import *  # noqa: F403
 from dreamquant.quant.scheme import *  # noqa: F403
+from dreamquant.quant.sensitivity import *  # noqa: F403
 from dreamquant.recipe import Recipe, changed
 from dreamquant.steps.calibrate import *  # noqa: F403
 from dreamquant.steps.correct import *  # noqa: F403
