@@ -15,9 +15,12 @@ from dreamquant.losses.image import *  # noqa: F403
 from dreamquant.losses.student import *  # noqa: F403
 from dreamquant.losses.unit import *  # noqa: F403
 from dreamquant.optimizers import *  # noqa: F403
+from dreamquant.quant.allocate import *  # noqa: F403
+from dreamquant.quant.budget import *  # noqa: F403
 from dreamquant.quant.quantizer import *  # noqa: F403
 from dreamquant.quant.ranges import *  # noqa: F403
 from dreamquant.quant.scheme import *  # noqa: F403
+from dreamquant.quant.sensitivity import *  # noqa: F403
 from dreamquant.recipe import Recipe, changed
 from dreamquant.steps.calibrate import *  # noqa: F403
 from dreamquant.steps.correct import *  # noqa: F403

@@ -145,6 +145,7 @@ def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str
         "seconds": dict(run.seconds),
         "notes": list(run.notes),
         "curves": run.curves,
+        "fronts": run.fronts,
         "placement": quantized.placement,
         "images": {"count": len(images), "digest": images.digest if len(images) else None},
         "left_in_float": {**model.left_in_float, **quantized.left_in_float},

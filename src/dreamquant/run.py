@@ -95,6 +95,7 @@ class Run:
         self.path: list[str] = []
         self.loops: list[Loop] = []
         self.curves: dict[str, list[tuple[int, dict[str, float]]]] = {}
+        self.fronts: dict[str, dict[str, Any]] = {}  # what allocations of bits weighed up, for the report
         self.seconds: dict[str, float] = {"synthesis": 0.0, "quantize": 0.0}
         self.notes: list[str] = []
 

@@ -59,7 +59,7 @@ def quantize(
     std: Std = None,
     classes: Classes = None,
     recipe: Annotated[str, typer.Option(metavar="NAME", help="a recipe, file.py:function or modifier:NAME")] = "dream",
-    bits: Annotated[str, typer.Option(metavar="wXaY", help="bits of weights and activations, as w4a4 or w8a8; a32 is float")] = "w4a4",
+    bits: Annotated[str, typer.Option(metavar="wXaY", help="weights and activations, as w4a4; a32 is float; mixed:4.0 averages")] = "w4a4",
     ends: Annotated[int | None, typer.Option(metavar="BITS", help="other bits for the first and last layer, as 8")] = None,
     effort: Annotated[Literal["fast", "paper"], typer.Option(help="our settings, or the published ones")] = "fast",
     data: Data = None,

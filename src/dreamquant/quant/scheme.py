@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -42,14 +42,15 @@ class Int:
         return 2 ** (self.bits - 1) - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scheme:
     """Formats of weights and activations, and where quantizers stand.
 
     `paper`: weights, outputs of activation functions and inputs of convolutions and linears, as the literature compares
     (the image and averages of quantized tensors stay in float; BatchNorm is not folded). `deploy`: every tensor an
     integer kernel reads or writes. `ends`: bits of the first and last layer's weights and of what the second and the
-    last layer read. `spare`: the format of tensors that only an integer kernel quantizes. `layers`: exceptions by name.
+    last layer read. `spare`: the format of tensors that only an integer kernel quantizes. `layers`: exceptions for weights,
+    by the layer's name. `tensors`: exceptions for activations, by the name of the node that makes them.
     """
 
     weights: Int
@@ -58,6 +59,12 @@ class Scheme:
     placement: Literal["paper", "deploy"] = "paper"
     spare: Int = Int(8)
     layers: tuple[tuple[str, Int], ...] = ()
+    tensors: tuple[tuple[str, Int], ...] = ()
+
+    def __repr__(self) -> str:
+        """Evaluates back; `tensors` is left out where it is empty, so that records from before it existed stay equal."""
+        shown = [field.name for field in fields(self) if field.name != "tensors" or self.tensors]
+        return f"Scheme({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def on(self, model: Model, images: Images, run: Run) -> Scheme:
         """Itself: a scheme is the simplest allocation of bits."""
@@ -72,6 +79,10 @@ class Scheme:
         end = self.ends is not None and number in (0, count - 1)
         usual = replace(self.weights, bits=self.ends) if end and self.ends else self.weights
         return self.exceptions().get(name, usual)
+
+    def tensor_format(self, name: str, usual: Int) -> Int:
+        """The format of the activation that node `name` makes; `usual` where it is no exception."""
+        return dict(self.tensors).get(name, usual)
 
 
 class Allocation(Protocol):
@@ -88,14 +99,24 @@ def parse_bits(text: str) -> tuple[int, int | None]:
     """
     match = re.fullmatch(r"w(\d+)a(\d+)", text.strip().lower())
     if not match:
-        raise ValueError(f"bits {text!r} do not parse; write them as w4a4, w8a8 or w4a32 (weights, then activations; a32 is float)")
+        raise ValueError(
+            f"bits {text!r} do not parse; write them as w4a4, w8a8 or w4a32 (weights, then activations; a32 is float), "
+            "or as mixed:4.0 for a recipe that can mix them"
+        )
     weights, activations = int(match[1]), int(match[2])
     if not 2 <= weights <= 8 or not (2 <= activations <= 8 or activations == 32):
         raise ValueError(f"bits {text!r}: weights take 2 to 8 bits, activations 2 to 8 or 32 (float)")
     return weights, None if activations == 32 else activations
 
 
-def scheme_of(bits: str, ends: int | None = None) -> Scheme:
-    """The scheme of the literature: weights per channel, activations per tensor, both asymmetric."""
+def uniform(bits: str, ends: int | None = None) -> Scheme:
+    """The scheme of the literature: weights per channel, activations per tensor, both asymmetric, all of the same bits."""
     weights, activations = parse_bits(bits)
     return Scheme(Int(weights, "channel"), activations and Int(activations) or None, ends)
+
+
+def scheme_of(bits: str, ends: int | None = None) -> Allocation:
+    """What --bits asks for: one number of bits for all, or, of `mixed:4.0`, the choice of each layer's; see `parse_mixed`."""
+    from dreamquant.quant.allocate import mixed_of  # it makes trial students, which are made by schemes
+
+    return mixed_of(bits, ends) if bits.strip().lower().startswith("mixed") else uniform(bits, ends)

@@ -62,15 +62,19 @@ def written(net: fx.GraphModule) -> list[fx.Node]:
 def convert(model: Model, scheme: Scheme) -> Student:
     """A student of `model`: quantizers placed for good, as the scheme says. Their ranges are not known yet.
 
-    Raises ValueError where the network has no layer that can be quantized.
+    Raises ValueError where the network has no layer that can be quantized, or none of a name that the scheme excepts.
     """
     net = copy.deepcopy(model.net)
     layers = graph.of_kind(net, *graph.LAYERS)
     if not layers:
         raise ValueError(f"{model.name} has no convolution or linear layer that could be quantized")
+    tensors = written(net)
+    unknown = dict(scheme.layers).keys() - {str(node.target) for node in layers} | dict(scheme.tensors).keys() - {n.name for n in tensors}
+    if unknown:
+        raise ValueError(f"{model.name} has no {', '.join(sorted(unknown))} to quantize, for which the scheme names a format")
     order = {node: number for number, node in enumerate(layers)}
     kinds = {node: graph.kind(net, node) for node in net.graph.nodes}
-    for node in written(net):
+    for node in tensors:
         reads = [r for r in graph.readers(net, node) if r in order]
         averaged = kinds[node] == "mean"
         trained = node.op != "placeholder" and not averaged and (kinds[node] == "act" or bool(reads))
@@ -80,6 +84,7 @@ def convert(model: Model, scheme: Scheme) -> Student:
             form = type(form)(scheme.ends)
         if averaged and scheme.placement == "paper":
             form = scheme.spare  # the classifier reads an average of quantized values, not a low-bit tensor (MM family)
+        form = scheme.tensor_format(node.name, form)
         net.add_submodule("q." + node.name, Quantizer(form, (), live and scheme.activations is not None))
         with net.graph.inserting_after(node):
             q = net.graph.call_module("q." + node.name, (node,))

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from dreamquant.folder import read_json, write_text
 from dreamquant.progress import duration
-from dreamquant.report.pictures import curve_chart, noise_chart
+from dreamquant.report.pictures import bits_chart, curve_chart, front_chart, noise_chart
 
 CHARTS = 8  # loss curves shown; a large set is dreamed in many batches that look alike
 PLACEMENTS = {
@@ -29,12 +29,15 @@ def write_report(folder: str | Path) -> Path:
     result, details = read_json(folder / "result.json"), read_json(folder / "report.json")
     preview = folder / "images" / "preview.png"
     charts = [Markup(chart) for name, points in details["curves"].items() if (chart := curve_chart(name, points))]
+    fronts = [Markup(front_chart(title, front)) for title, front in details.get("fronts", {}).items()]  # older folders have none
     page = _template().render(
         result=result,
         details=details,
         facts=headline(result),
         placement=PLACEMENTS.get(details.get("placement", ""), ""),
         sheet=base64.b64encode(preview.read_bytes()).decode() if preview.exists() else None,
+        fronts=fronts,
+        bits=Markup(bits_chart(details["layers"])),
         noise=Markup(noise_chart(details["layers"])),
         curves=charts[:CHARTS],
         more_curves=len(charts[CHARTS:]),

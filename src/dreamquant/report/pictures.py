@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -90,3 +91,38 @@ def curve_chart(name: str, points: Sequence[tuple[int, Mapping[str, float]]]) ->
     axes.set_xlabel("iteration", fontsize=8)
     axes.legend(fontsize=7, frameon=False)
     return _svg(figure, name)
+
+
+def front_chart(title: str, front: Mapping[str, Any]) -> str:
+    """Predicted loss against cost: the best mixtures of bits, the same bits everywhere, and the mixture that was taken.
+
+    `front` is what `run.fronts` holds: pairs (cost, loss) as "points" and "uniform", one as "taken", and the "unit" of cost.
+    """
+    figure, axes = _axes(4.4, 2.8)
+    axes.plot(*zip(*front["points"], strict=True), color=BLUE, linewidth=1.4, drawstyle="steps-post", label="best mixture")
+    axes.plot(*zip(*front["uniform"], strict=True), color=GREY, marker="o", markersize=4, linestyle="", label="same bits everywhere")
+    axes.plot(*front["taken"], color=RED, marker="D", markersize=6, linestyle="", label="taken")
+    if min(loss for _, loss in [*front["points"], *front["uniform"]]) > 0:
+        axes.set_yscale("log")
+    axes.set_title(title, fontsize=9, color=INK)
+    axes.set_xlabel(front["unit"], fontsize=8)
+    axes.set_ylabel("predicted loss", fontsize=8)
+    axes.legend(fontsize=7, frameon=False)
+    return _svg(figure, f"front {title}")
+
+
+def bits_chart(layers: Sequence[Mapping[str, Any]]) -> str:
+    """Two bars for each layer, bits of its weights and of what it reads (none where that is in float), in the network's order."""
+    if not layers:
+        return ""
+    figure, axes = _axes(9, 0.6 + 0.19 * len(layers))
+    for name, key, colour, place in (("weights", "weight_bits", BLUE, -0.2), ("what the layer reads", "activation_bits", GREY, 0.2)):
+        values = [layer[key] or 0 for layer in layers]
+        axes.barh([number + place for number in range(len(layers))], values, color=colour, height=0.36, label=name)
+    axes.set_yticks(range(len(layers)), [str(layer["name"]) for layer in layers])
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.set_xlim(0, 8)
+    axes.set_xlabel("bits", fontsize=8)
+    axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return _svg(figure, "bits")
