@@ -11,8 +11,12 @@ import torch.nn as nn
 import dreamquant
 from dreamquant import Model, recipes
 from dreamquant.learn import *  # noqa: F403 (reprs of recipes are read back below)
+from dreamquant.losses.diversity import *  # noqa: F403
 from dreamquant.losses.image import *  # noqa: F403
+from dreamquant.losses.pseudo import *  # noqa: F403
+from dreamquant.losses.robust import *  # noqa: F403
 from dreamquant.losses.student import *  # noqa: F403
+from dreamquant.losses.texture import *  # noqa: F403
 from dreamquant.optimizers import *  # noqa: F403
 from dreamquant.quant.quantizer import *  # noqa: F403
 from dreamquant.quant.ranges import *  # noqa: F403
@@ -21,6 +25,7 @@ from dreamquant.recipe import Recipe, changed
 from dreamquant.steps.calibrate import *  # noqa: F403
 from dreamquant.steps.correct import *  # noqa: F403
 from dreamquant.steps.finetune import *  # noqa: F403
+from dreamquant.synthesis.labels import *  # noqa: F403
 from dreamquant.synthesis.pixels import *  # noqa: F403
 from dreamquant.synthesis.transforms import *  # noqa: F403
 
