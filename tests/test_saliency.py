@@ -16,15 +16,8 @@ from dreamquant.losses.student import SaliencyMatch
 from dreamquant.trace import Watch
 from oracles import FACTS, pair_of, twelve_images
 
-MAPS: list[Saliency] = [
-    GradCam(),
-    GradCam(True),
-    GradCam(place="map"),
-    GradCamPlusPlus(),
-    GradCamPlusPlus(True, "saliency"),
-    Cam(),
-    Cam(True),
-]
+MAPS: list[Saliency] = [GradCam(), GradCamPlusPlus(), Cam()]
+MORE: list[Saliency] = [GradCam(True), GradCam(place="map"), GradCamPlusPlus(True, "saliency"), Cam(True)]
 
 
 class Squeeze(nn.Module):
