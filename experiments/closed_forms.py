@@ -22,8 +22,9 @@ from dreamquant.cli.bench import commit
 from dreamquant.evaluate import LabelledImages, predictions, scored
 from dreamquant.folder import write_json
 from dreamquant.job import device_words, float_bytes
+from dreamquant.prepare import FoldBatchNorm
 from dreamquant.quant.pairs import Alternate
-from dreamquant.quant.scheme import Int
+from dreamquant.quant.scheme import Int, uniform
 from dreamquant.run import Run
 from dreamquant.steps.compensate import ByWeights, CompensatePairs
 from dreamquant.steps.reestimate import ReestimateStatistics
@@ -64,7 +65,7 @@ MODELS: dict[str, tuple[Callable[[], Model], tuple[str, ...]]] = {
 
 def per_tensor(recipe: Recipe) -> Recipe:
     """The same with one grid for all weights of a layer."""
-    return replace(recipe, scheme=replace(recipe.scheme, weights=Int(8)))
+    return replace(recipe, scheme=replace(uniform("w8a8"), weights=Int(8)))
 
 
 def alternating(recipe: Recipe, low: int) -> Recipe:
@@ -81,6 +82,7 @@ def cells() -> Iterator[Cell]:
         bits = f"mixed:{weights}.0a{activations}"
         yield Cell("mixed", f"w{weights}a{activations}", lambda bits=bits: recipes.find("mixed")(bits=bits))
     yield Cell("rtn per tensor", "w8a8", lambda: per_tensor(recipes.rtn("w8a8")))
+    yield Cell("rtn per tensor, folded", "w8a8", lambda: replace(per_tensor(recipes.rtn("w8a8")), prepare=(FoldBatchNorm(),)))
     yield Cell("dfq", "w8a8", lambda: recipes.dfq("w8a8", effort="paper"), "paper")
     for low in (2, 3):
         column = f"{low}/6"

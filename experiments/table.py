@@ -55,7 +55,8 @@ def table(results: Sequence[Result]) -> str:
     groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
     for result in results:
         ends = "" if result["ends"] is None else f" ends {result['ends']}"
-        groups[(result["model"], result["bits"] + ends, result["recipe"], result["effort"])].append(result)
+        settings = " ".join([result["recipe"], *result.get("job", {}).get("set", [])])
+        groups[(result["model"], result["bits"] + ends, settings, result["effort"])].append(result)
     head = ["model", "bits", "recipe", "effort", "seeds", *COLUMNS]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for key, group in sorted(groups.items()):

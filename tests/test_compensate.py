@@ -14,7 +14,7 @@ from dreamquant.model import Model
 from dreamquant.prepare import FoldBatchNorm
 from dreamquant.quant.pairs import Alternate, pairs
 from dreamquant.quant.ranges import LpSearch
-from dreamquant.quant.scheme import Int, Scheme
+from dreamquant.quant.scheme import Int
 from dreamquant.quant.student import Student, convert
 from dreamquant.recipes import dfmpc
 from dreamquant.run import Run
@@ -194,9 +194,9 @@ def test_compensation_beats_its_absence(model: Model, low: Int) -> None:
 
 
 def test_nothing_to_compensate_at_eight_bits(model: Model) -> None:
-    before = convert(model, Scheme(Int(8, "channel"), None)).net.convs[2].weight.clone()
+    before = model.net.get_submodule("convs.2").weight.clone()
     student = quantized(model, CompensatePairs(ByMoments()), low=Int(8, "channel"))
-    torch.testing.assert_close(student.net.convs[2].weight.data, before, rtol=2e-3, atol=1e-6)
+    torch.testing.assert_close(student.net.get_submodule("convs.2").weight.data, before, rtol=2e-3, atol=1e-6)
 
 
 def test_a_depthwise_reader_is_scaled_row_by_row(model: Model) -> None:

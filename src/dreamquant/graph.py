@@ -186,8 +186,15 @@ def last_convolution(graph: fx.GraphModule) -> fx.Node | None:
     return spatial[-1] if spatial else None
 
 
+def last_map(graph: fx.GraphModule) -> fx.Node | None:
+    """The last tensor with places that every path passes: what the head pools."""
+    spatial = [n for n in cuts(graph) if len(shape := n.meta.get("shape", ())) == 4 and shape[2] * shape[3] > 1 and n.op != "placeholder"]
+    return spatial[-1] if spatial else None
+
+
 def points(graph: fx.GraphModule) -> dict[str, tuple[str, ...]]:
-    """Named places a loss may ask for: bn, blocks, activations, features (what the last layer reads), saliency."""
+    """Named places a loss may ask for: bn, blocks, activations, features (what the last layer reads), saliency (the last
+    convolution's output, and what must be known beside it), map (the last feature map)."""
     layers = of_kind(graph, *LAYERS)
     conv = last_convolution(graph)
     blocks = tuple(end for _, end in units(graph))
@@ -197,6 +204,7 @@ def points(graph: fx.GraphModule) -> dict[str, tuple[str, ...]]:
         "features": tuple(node.all_input_nodes[0].name for node in layers[-1:]),
         "activations": tuple(node.name for node in of_kind(graph, "act")),
         "saliency": frontier(graph, conv.name) if conv else (),
+        "map": (end.name,) if (end := last_map(graph)) else (),
     }
 
 

@@ -96,9 +96,10 @@ class ImageBuffer:
         self.parts.append(images)
 
     def all(self) -> Images:
-        """Everything added so far, in order."""
-        facts = {key: torch.cat([p.facts[key] for p in self.parts]) for key in self.parts[0].facts}
-        return Images(torch.cat([p.pixels for p in self.parts]), torch.cat([p.labels for p in self.parts]), facts)
+        """Everything added so far, in order, on the device of the last part (restored ones come from a file)."""
+        parts = [part.to(self.parts[-1].pixels.device) for part in self.parts]
+        facts = {key: torch.cat([p.facts[key] for p in parts]) for key in parts[0].facts}
+        return Images(torch.cat([p.pixels for p in parts]), torch.cat([p.labels for p in parts]), facts)
 
     def state_dict(self) -> dict[str, Any]:
         return {str(number): part.state_dict() for number, part in enumerate(self.parts)}

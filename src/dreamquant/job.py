@@ -17,6 +17,7 @@ from dreamquant.choose import chosen
 from dreamquant.evaluate import LabelledImages, predictions, scored
 from dreamquant.folder import JOB, belongs, claimed, read_json, replacing, write_json
 from dreamquant.images import Images
+from dreamquant.inspection import inspect
 from dreamquant.intake import load_model
 from dreamquant.model import Model
 from dreamquant.quant.quantized import QuantizedModel
@@ -56,7 +57,8 @@ class Job:
 
     def folder(self) -> Path:
         """Where the result goes when no folder is named."""
-        words = [Path(self.model.rsplit("/", 1)[-1]).stem if ".py:" in self.model else self.model, self.recipe, self.bits]
+        recipe = self.recipe.rsplit("/", 1)[-1].replace(".py:", "-") if ".py:" in self.recipe else self.recipe
+        words = [Path(self.model.rsplit("/", 1)[-1]).stem if ".py:" in self.model else self.model, recipe, self.bits]
         words += [f"ends{self.ends}"] if self.ends is not None else []
         return Path("dreamquant-out") / "-".join("".join(c if c.isalnum() or c in "._-" else "_" for c in word) for word in words)
 
@@ -148,6 +150,7 @@ def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str
         "fronts": run.fronts,
         "placement": quantized.placement,
         "images": {"count": len(images), "digest": images.digest if len(images) else None},
+        "inspection": asdict(inspect(model, images)) if len(images) else None,
         "left_in_float": {**model.left_in_float, **quantized.left_in_float},
         **layer_rows(model, quantized, images.pixels[:MEASURED]),
     }
@@ -174,6 +177,7 @@ def _measured(
         "seconds": {**seconds, "total": sum(seconds.values())},
         "size_bytes": {"fp32": float_bytes(model), "quantized": (folder / "model.safetensors").stat().st_size},
         **scores,
+        "images": details.get("inspection"),
         "eval": job.eval,
         "also": {name: measured(model, quantized, images) for name, images in further.items()},
         "layers": len(details["layers"]),

@@ -61,7 +61,7 @@ class Learner:
         images = replace(images, pixels=pixels.detach().requires_grad_(harder))
         with torch.set_grad_enabled(harder):
             seen = self.teacher(images)
-        loss = self.objective(pair(seen, self.student(images)))
+        loss = self.objective(pair(seen, self.student(images), done=done))
         self.optimizer.zero_grad()
         loss.backward(inputs=self.mine)
         pace(self.optimizer, self.learn.optimizer, done)

@@ -96,6 +96,7 @@ class Watch:
     def __init__(self, model: Model, needs: frozenset[str], net: fx.GraphModule | None = None) -> None:
         self.model, self.source, self.needs = model, net or model.net, needs
         self.made: dict[bool, nn.Module] = {}
+        self.tails: dict[str, fx.GraphModule] = {}
         self.places = {need: model.points.get(need, (need,)) for need in sorted(needs - BY_LOSS)}
         for need, nodes in self.places.items():
             if not nodes:
@@ -111,7 +112,13 @@ class Watch:
     @cached_property
     def tail(self) -> fx.GraphModule:
         """From the tensors of "saliency" to the logits."""
-        return graph.cut_out(self.source, self.places["saliency"], graph.output_of(self.source).name)
+        return self.tail_from("saliency")
+
+    def tail_from(self, need: str) -> fx.GraphModule:
+        """From the tensors of a needed place to the logits."""
+        if need not in self.tails:
+            self.tails[need] = graph.cut_out(self.source, self.places[need], graph.output_of(self.source).name)
+        return self.tails[need]
 
     def _build(self, batch_statistics: bool) -> nn.Module:
         new, have, moments = fx.Graph(), dict[str, fx.Node](), dict[str, Any]()
@@ -169,15 +176,17 @@ class Pair(Trace):
 
     student: Trace = field(kw_only=True)
     origin: Pair | None = field(default=None, kw_only=True)  # the pair this one was perturbed from
+    done: float = field(default=0.0, kw_only=True)  # share of the training before this batch
 
 
-def pair(teacher: Trace, student: Trace, origin: Pair | None = None) -> Pair:
+def pair(teacher: Trace, student: Trace, origin: Pair | None = None, done: float = 0.0) -> Pair:
     """Teacher and student on the same batch."""
 
     def again(pixels: Tensor | None = None, batch_statistics: bool = False) -> Pair:
         with torch.no_grad():
             fresh = teacher.again(pixels, batch_statistics=batch_statistics)
-        return pair(fresh, student.again(pixels), origin or made)
+        return pair(fresh, student.again(pixels), origin or made, done)
 
-    made = Pair(teacher.images, teacher.logits, teacher.moments, teacher.at, teacher.watch, again, student=student, origin=origin)
+    mine = (teacher.images, teacher.logits, teacher.moments, teacher.at, teacher.watch, again)
+    made = Pair(*mine, student=student, origin=origin, done=done)
     return made

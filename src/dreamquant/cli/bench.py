@@ -81,6 +81,7 @@ def record(job: Job, result: dict[str, Any]) -> dict[str, Any]:
     for key in ("eval", "weights", "images"):
         settings[key] = settings[key] and Path(settings[key]).name
     settings["model"] = Path(job.model).name if ".py:" in job.model else job.model
+    settings["recipe"] = Path(job.recipe).name if ".py:" in job.recipe else job.recipe
     settings["also"] = [Path(name).name for name in job.also]
     return {**result, "model": settings["model"], "eval": settings["eval"], "job": settings, "commit": commit(), "cores": os.cpu_count()}
 

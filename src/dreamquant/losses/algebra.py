@@ -10,8 +10,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from dreamquant.images import Images
 from dreamquant.model import Model
-from dreamquant.trace import Trace
+from dreamquant.trace import Trace, Watch
 
 S = TypeVar("S", bound=Trace, contravariant=True)  # a Loss[Trace] is a Loss[Pair]
 R = TypeVar("R", bound=Trace)
@@ -32,6 +33,10 @@ class Loss(Generic[S]):
     def wants(self) -> frozenset[str]:
         """What this loss and the losses in it need."""
         return self.needs
+
+    def remember(self, seen: S) -> None:
+        """Take in a finished batch: only the live form of a loss with a memory has anything to do."""
+        return
 
     def __add__(self: Loss[R], other: Loss[R]) -> Sum[R]:
         return Sum(((1.0, self),)) + other if isinstance(other, Loss) else NotImplemented
@@ -83,3 +88,11 @@ class Objective(nn.Module, Generic[R]):
         values = [weight * term(seen) for weight, term in self.terms]
         self.values = {name: value.detach() for name, value in zip(self.names, values, strict=True)}
         return sum(values, torch.zeros((), device=seen.logits.device))
+
+    def remember(self: Objective[Trace], watch: Watch, images: Images) -> None:
+        """Losses with a memory take in a finished batch, as the network sees it without any transform."""
+        if self.memories:
+            with torch.no_grad():
+                seen = watch(images)
+                for _, term in self.terms:
+                    term.remember(seen)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dreamquant import graph
 from dreamquant.losses.algebra import Loss
-from dreamquant.trace import Trace
+from dreamquant.model import Model
+from dreamquant.trace import Moments, Trace
 
 BN = frozenset({"bn"})
 
@@ -17,6 +21,47 @@ BN = frozenset({"bn"})
 def mean_of(terms: list[Tensor]) -> Tensor:
     """The mean of scalars."""
     return sum(terms[1:], terms[0]) / len(terms)
+
+
+def features(seen: Trace) -> Tensor:
+    """What the last layer reads, averaged over places or tokens: (B, F)."""
+    (found,) = seen.at["features"]
+    return found.flatten(2).mean(2) if found.ndim == 4 else found.mean(1) if found.ndim == 3 else found
+
+
+def feature_width(model: Model) -> int:
+    """How many features `features` returns."""
+    shape = graph.named(model.net, model.points["features"][0]).meta["shape"]
+    return int(shape[1] if len(shape) in (2, 4) else shape[-1])
+
+
+def grey_noise(model: Model, count: int) -> Tensor:
+    """Plain noise around the middle grey, as the network takes it: with usual normalisation about N(0, 1). (count, C, H, W)"""
+    return model.normalise((0.5 + 0.25 * torch.randn(count, *model.shape)).clamp(0, 1).to(model.device))
+
+
+def raw_gap(m: Moments) -> Tensor:
+    """Of one layer: mean squared difference of batch means and *variances* from the record, in the layer's own units."""
+    mean, var = m.batch()  # in units of sigma: muhat - mu = sigma * mean, vhat - v = sigma^2 * (var - 1)
+    return (m.sigma * mean).square().mean() + (m.sigma.square() * (var - 1)).square().mean()
+
+
+def relative_gap(m: Moments) -> Tensor:
+    """Of one layer: mean squared difference of batch means and deviations from the record, in units of its deviations."""
+    mean, var = m.batch()
+    return mean.square().mean() + ((var + 1e-8).sqrt() - 1).square().mean()
+
+
+def gaps_of_images(seen: Trace) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For every BatchNorm: sigma (C,), and each image's own mean and deviation less the record's, in units of sigma, (B, C).
+
+    The deviation is the unbiased spatial one with 1e-6 under the root, as in ZeroQ's code; the record's likewise.
+    """
+    for name, m in seen.moments.items():
+        mean, var = m.image()
+        places = seen.watch.places_in(name)
+        unbiased = var * (places / max(places - 1, 1))
+        yield m.sigma, mean, (unbiased + 1e-12).sqrt() - 1
 
 
 @dataclass(frozen=True)
@@ -29,8 +74,7 @@ class BatchNormDeviation(Loss[Trace]):
     needs: ClassVar[frozenset[str]] = BN
 
     def __call__(self, seen: Trace) -> Tensor:
-        both = (moments.batch() for moments in seen.moments.values())
-        return mean_of([mean.square().mean() + ((var + 1e-8).sqrt() - 1).square().mean() for mean, var in both])
+        return mean_of([relative_gap(m) for m in seen.moments.values()])
 
 
 @dataclass(frozen=True)
@@ -40,19 +84,12 @@ class BatchNormMatch(Loss[Trace]):
     needs: ClassVar[frozenset[str]] = BN
 
     def __call__(self, seen: Trace) -> Tensor:
-        terms = []
-        for m in seen.moments.values():
-            mean, var = m.batch()  # in units of sigma: muhat - mu = sigma * mean, vhat - v = sigma^2 * (var - 1)
-            terms.append((m.sigma * mean).square().mean() + (m.sigma.square() * (var - 1)).square().mean())
-        return mean_of(terms)
+        return mean_of([raw_gap(m) for m in seen.moments.values()])
 
 
 @dataclass(frozen=True)
 class BatchNormPerImage(Loss[Trace]):
-    """BNS-A (ZeroQ): each image's own means and deviations, sums over channels and layers, mean over images.
-
-    The deviation is the unbiased spatial one with 1e-6 under the root, as in ZeroQ's code; the record's likewise.
-    """
+    """BNS-A (ZeroQ): each image's own means and deviations, sums over channels and layers, mean over images."""
 
     needs: ClassVar[frozenset[str]] = BN
     with_input: bool = True
@@ -63,12 +100,8 @@ class BatchNormPerImage(Loss[Trace]):
         if self.with_input:
             deviation = (pixels.var(2) + 1e-6).sqrt()
             total = pixels.mean(2).square().sum(1) + (deviation - 1).square().sum(1)
-        for name, m in seen.moments.items():
-            mean, var = m.image()
-            places = seen.watch.places_in(name)
-            unbiased = var * (places / max(places - 1, 1))
-            deviation = m.sigma * ((unbiased + 1e-12).sqrt() - 1)
-            total = total + (m.sigma * mean).square().sum(1) + deviation.square().sum(1)
+        for sigma, mean, deviation in gaps_of_images(seen):
+            total = total + (sigma * mean).square().sum(1) + (sigma * deviation).square().sum(1)
         return total.mean()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dreamquant.losses.algebra import Loss
 from dreamquant.losses.image import mean_of
+from dreamquant.losses.saliency import GradCam, Saliency, saliency
 from dreamquant.trace import Pair, Trace
 
 
@@ -85,31 +86,21 @@ class ActivationMatch(Loss[Pair]):
         return mean_of([F.mse_loss(s, t.detach()) / (t.detach().var() + 1e-8) for t, s in both])
 
 
-def saliency(trace: Trace) -> Tensor:
-    """Grad-CAM (Selvaraju et al. 2017) of a network's own winner at its last convolution, in [0, 1] per image: (B, h, w).
-
-    The gradient comes from the tail of the graph, from a detached leaf: none enters the body. As in SynQ's code,
-    channels that speak against the class are dropped (their weight is clamped), and the weights are constants.
-    """
-    first, *rest = (t.detach() for t in trace.at["saliency"])
-    with torch.enable_grad():
-        leaf = first.requires_grad_()
-        winner = trace.watch.tail(leaf, *rest).amax(1).sum()
-        weight = torch.autograd.grad(winner, leaf)[0].mean((2, 3), keepdim=True).clamp_min(1e-10)
-    found = F.relu((weight * trace.at["saliency"][0]).sum(1))
-    low, high = found.amin((1, 2), keepdim=True), found.amax((1, 2), keepdim=True)
-    return (found - low) / (high - low + 1e-10)
-
-
 @dataclass(frozen=True)
 class SaliencyMatch(Loss[Pair]):
-    """Mean squared difference of the two networks' Grad-CAM maps (SynQ, L_CAM), at input size as in its code."""
+    """Mean squared difference of the two networks' class activation maps (SynQ, L_CAM), at input size as in its code.
 
-    needs: ClassVar[frozenset[str]] = frozenset({"saliency"})
+    `by` is the map: GradCam(), Cam() or GradCamPlusPlus(), of the own winner's score or the label's.
+    """
+
+    by: Saliency = GradCam()
+
+    def wants(self) -> frozenset[str]:
+        return frozenset({self.by.place})
 
     def __call__(self, seen: Pair) -> Tensor:
         size = seen.images.pixels.shape[-2:]
-        maps = (saliency(trace)[:, None] for trace in (seen.student, seen))
+        maps = (saliency(trace, self.by)[:, None] for trace in (seen.student, seen))
         student, teacher = (F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps)
         return F.mse_loss(student, teacher.detach())
 
@@ -128,3 +119,24 @@ class OnHarderImages(Loss[Pair]):
         pixels = seen.images.pixels
         gradient = torch.autograd.grad(self.loss(seen), pixels, retain_graph=True)[0]
         return self.loss(seen.again((pixels + self.eps * gradient.sign()).detach()))
+
+
+@dataclass(frozen=True)
+class OnMixedImages(Loss[Pair]):
+    """A loss on mixtures of two images of the batch (TexQ's mixup distillation; Zhang et al. 2018).
+
+    Shares are drawn from Beta(alpha, alpha), one for each image (ours: TexQ's are not public). Labels stay those of the
+    first image, so the loss should read none.
+    """
+
+    loss: Loss[Pair]
+    alpha: float = 1.0
+
+    def wants(self) -> frozenset[str]:
+        return self.loss.wants()
+
+    def __call__(self, seen: Pair) -> Tensor:
+        pixels = seen.images.pixels.detach()
+        share = torch.distributions.Beta(self.alpha, self.alpha).sample((len(pixels), 1, 1, 1)).to(pixels)
+        other = pixels[torch.randperm(len(pixels)).to(pixels.device)]
+        return self.loss(seen.again(share * pixels + (1 - share) * other))

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from dreamquant.quant.pairs import Alternate
 from dreamquant.quant.ranges import LpSearch
-from dreamquant.quant.scheme import Int, scheme_of
+from dreamquant.quant.scheme import Int, uniform
 from dreamquant.recipe import Recipe
 from dreamquant.steps.calibrate import CalibrateFromStatistics, SetWeightRanges
 from dreamquant.steps.compensate import ByMoments, ByWeights, CompensatePairs
@@ -24,7 +24,7 @@ from dreamquant.synthesis.pixels import NoImages
 
 def dfmpc(bits: str = "w2a32", effort: str = "fast", ends: int | None = None, high: int = 6) -> Recipe:
     """DF-MPC: 2-bit layers whose error the next layer, of 6 bits, makes good; seconds, no images."""
-    usual = scheme_of(bits, ends)
+    usual = uniform(bits, ends)
     low = usual.weights if effort == "fast" else replace(usual.weights, symmetric=True)
     scheme = Alternate(low, Int(max(high, low.bits), "channel"), usual.activations, ends)
     compensate = CompensatePairs(ByMoments() if effort == "fast" else ByWeights())

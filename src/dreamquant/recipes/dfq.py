@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from dreamquant.prepare import AbsorbHighBias, Equalize, FoldBatchNorm
 from dreamquant.quant.ranges import MinMax
-from dreamquant.quant.scheme import Int, scheme_of
+from dreamquant.quant.scheme import Int, scheme_of, uniform
 from dreamquant.recipe import Recipe
 from dreamquant.steps.calibrate import CalibrateFromStatistics, Span
 from dreamquant.steps.correct import CorrectBiasFromStatistics
@@ -23,10 +23,10 @@ from dreamquant.synthesis.pixels import NoImages
 
 def dfq(bits: str = "w8a8", effort: str = "fast", ends: int | None = None) -> Recipe:
     """DFQ: weights equalized across layers and biases corrected from BatchNorm's statistics; seconds, no images."""
-    scheme = scheme_of(bits, ends)
     if effort == "fast":
-        return Recipe("dfq", NoImages(), scheme, (CorrectBiasFromStatistics(), CalibrateFromStatistics()))
+        return Recipe("dfq", NoImages(), scheme_of(bits, ends), (CorrectBiasFromStatistics(), CalibrateFromStatistics()))
     prepare = (FoldBatchNorm(), Equalize(), AbsorbHighBias())
     steps = (CorrectBiasFromStatistics(), CalibrateFromStatistics(Span(6.0), MinMax()))
+    scheme = uniform(bits, ends)
     per_tensor = replace(scheme, weights=Int(scheme.weights.bits))
     return Recipe("dfq", NoImages(), per_tensor, steps, prepare)

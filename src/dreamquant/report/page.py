@@ -35,6 +35,7 @@ def write_report(folder: str | Path) -> Path:
         details=details,
         facts=headline(result),
         placement=PLACEMENTS.get(details.get("placement", ""), ""),
+        dreamed=image_rows(result.get("images") or {}),
         sheet=base64.b64encode(preview.read_bytes()).decode() if preview.exists() else None,
         fronts=fronts,
         bits=Markup(bits_chart(details["layers"])),
@@ -64,6 +65,20 @@ def headline(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows.append(("size", kilobytes(sizes["quantized"]), f"{kilobytes(sizes['fp32'])} in float, {ratio:.1f} times less"))
     rows.append(("time", duration(result["seconds"]["total"]), f"on {result['device']}"))
     return rows
+
+
+def image_rows(images: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What was measured of the dreamed images, as (what, value, remark); see `inspection.Inspection`."""
+    rows = (
+        ("similarity", "{:.2f}", "mean cosine of two images' features; 1 when all look alike to the network"),
+        ("similarity_within_class", "{:.2f}", "the same for two images of one class"),
+        ("class_balance", "{:.2f}", "1 when every class is dreamed equally often"),
+        ("labels_hit", "{:.1%}", "images in which the network sees the class they were asked for"),
+        ("teacher_entropy", "{:.2f}", "uncertainty of the network; 0 when sure, 1 when clueless"),
+        ("spectrum_slope", "{:.2f}", "of log amplitude against log frequency; about -1 in photographs, 0 in white noise"),
+        ("batch_norm_deviation", "{:.3f}", "distance of BatchNorm statistics left, in units of the network's deviations"),
+    )
+    return [(key.replace("_", " "), form.format(images[key]), remark) for key, form, remark in rows if images.get(key) is not None]
 
 
 def percent(share: float | None) -> str:

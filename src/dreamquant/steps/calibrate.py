@@ -22,12 +22,17 @@ from dreamquant.synthesis.transforms import Transform, applied
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Ranges of activations from `count` images (at most all), in batches; activations pass unquantized meanwhile."""
+    """Ranges of activations from `count` images (at most all), in batches; activations pass unquantized meanwhile.
+
+    `zero_images`: an all-zero image passes before every batch, as SynQ's code does by accident; with RunningMinMax(0.9)
+    it ends up with 0.474 of every range, an undocumented clipping (a parity switch).
+    """
 
     ranges: Ranges = LpSearch()
     count: int = 256
     batch: int = 64
     transforms: tuple[Transform, ...] = ()
+    zero_images: bool = False
 
     def __call__(self, student: Student, teacher: Model, images: Images, run: Run) -> None:
         if not len(images):
@@ -36,6 +41,8 @@ class Calibrate:
         with student.observing(self.ranges), torch.no_grad():
             for start in range(0, min(self.count, len(images)), self.batch):
                 part = images[slice(start, min(start + self.batch, self.count))]
+                if self.zero_images:
+                    student.net(torch.zeros_like(part.pixels[:1]))
                 student.net(applied(self.transforms, part.pixels))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -14,6 +14,7 @@ from dreamquant.losses.algebra import Loss, Objective
 from dreamquant.model import Model
 from dreamquant.optimizers import Adam, Cosine, Optimizer, pace
 from dreamquant.run import Run, Stateful
+from dreamquant.synthesis.labels import Balanced, Labels, balanced
 from dreamquant.synthesis.transforms import Transform, applied
 from dreamquant.trace import Trace, Watch
 
@@ -43,12 +44,6 @@ class Noise:
         torch.manual_seed(run.number("noise"))
         pixels = (0.5 + self.deviation * torch.randn(self.count, *model.shape)).clamp(0, 1)
         return Images(model.normalise(pixels), balanced(self.count, model.classes)).to(model.device)
-
-
-def balanced(count: int, classes: int) -> Tensor:
-    """Labels of which every class has as many as every other, or one more; shuffled. (count,)"""
-    rounds = [torch.randperm(classes) for _ in range(-(-count // classes))]
-    return torch.cat(rounds)[:count][torch.randperm(count)]
 
 
 @dataclass(frozen=True)
@@ -98,8 +93,9 @@ class Space(Protocol):
 class OptimizePixels:
     """`count` images in equal batches of about `batch`, each descending `loss` for `iterations` steps.
 
-    Labels are balanced over all images. A batch stops early when its loss has not fallen by a thousandth of itself for
-    `patience` steps. Batches are saved as they finish, and inside, by the clock.
+    A batch stops early when its loss has not fallen by a thousandth of itself for `patience` steps. Batches are saved as
+    they finish, and inside, by the clock. Losses with a memory take in every finished batch, and before the first one
+    the `exemplars`: one image of each class (whatever their `count`), dreamed as they say and not kept.
     """
 
     loss: Loss[Trace]
@@ -110,31 +106,51 @@ class OptimizePixels:
     transforms: tuple[Transform, ...] = ()
     space: Space = PixelRange()
     patience: int | None = None
+    labels: Labels = Balanced()
+    exemplars: OptimizePixels | None = None
 
     def __call__(self, model: Model, run: Run) -> Images:
         torch.manual_seed(run.number("labels"))
-        labels = balanced(self.count, model.classes).to(model.device)
-        chunks = labels.chunk(-(-self.count // self.batch))
+        asked = self.labels(self.count, model.classes).to(model.device)
+        torch.manual_seed(run.number("objective"))
+        objective = Objective(self.loss, model)
+        watch = Watch(model, objective.needs)
+        for part in self._exemplars(model, run):
+            objective.remember(watch, part)
+        parts = self._parts(asked)
         buffer = ImageBuffer()
-        for number in run.loop("dreaming: batches", len(chunks), buffer=buffer):
-            buffer.add(self._batch(model, run, chunks[number]))
+        for number in run.loop("dreaming: batches", len(parts), buffer=buffer, objective=objective):
+            images = self._batch(model, run, parts[number], objective, watch)
+            objective.remember(watch, images)
+            buffer.add(images)
         images = buffer.all()
         if not images.pixels.isfinite().all():
             raise FloatingPointError("dreamed images hold values that are not finite; lower synthesis.optimizer.lr")
         return images
 
-    def _batch(self, model: Model, run: Run, labels: Tensor) -> Images:
+    def _parts(self, images: Images) -> list[Images]:
+        """Equal batches of about `batch`."""
+        return [images[index] for index in torch.arange(len(images)).chunk(-(-len(images) // self.batch))]
+
+    def _exemplars(self, model: Model, run: Run) -> list[Images]:
+        """One image of each class, in batches; none where none are asked for."""
+        if self.exemplars is None:
+            return []
+        buffer = ImageBuffer()
+        for _ in run.loop("dreaming: exemplars", 1, buffer=buffer):
+            buffer.add(replace(self.exemplars, count=model.classes)(model, run))
+        return self._parts(buffer.all().to(model.device))
+
+    def _batch(self, model: Model, run: Run, asked: Images, objective: Objective[Trace], watch: Watch) -> Images:
         torch.manual_seed(run.number("start"))
-        raw = nn.Parameter(self.space.start(model, len(labels)).to(model.device))
+        raw = nn.Parameter(self.space.start(model, len(asked)).to(model.device))
         holder = nn.ParameterDict({"raw": raw})
         optimizer = self.optimizer.on([raw])
-        objective = Objective(self.loss, model)
-        watch = Watch(model, objective.needs)
         waiting = Waiting(self.patience)
         live: dict[str, Stateful] = {"holder": holder, "optimizer": optimizer, "objective": objective, "waiting": waiting}
         for step in (loop := run.loop("dreaming", self.iterations, **live)):
             shown = applied(self.transforms, self.space.shown(model, raw))
-            loss = objective(watch(Images(shown, labels)))
+            loss = objective(watch(replace(asked, pixels=shown)))
             raw.grad = torch.autograd.grad(loss, raw)[0]
             pace(optimizer, self.optimizer, step / self.iterations)
             optimizer.step()
@@ -143,7 +159,7 @@ class OptimizePixels:
             loop.show(**objective.values)
             if waiting.enough(float(loss.detach())):
                 loop.stop()
-        return Images(self.space.shown(model, raw).detach(), labels)
+        return replace(asked, pixels=self.space.shown(model, raw).detach())
 
 
 class Waiting:

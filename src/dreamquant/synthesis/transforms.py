@@ -91,3 +91,52 @@ def applied(transforms: tuple[Transform, ...], x: Tensor) -> Tensor:
     for transform in transforms:
         x = transform(x)
     return x
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of the transforms, drawn anew for every batch."""
+
+    transforms: tuple[Transform, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.transforms[int(torch.randint(len(self.transforms), ()))](x)
+
+
+@dataclass(frozen=True)
+class Grain:
+    """Gaussian noise of `share` of the batch's own deviation, so that it means the same at any scale of the input."""
+
+    share: float = 0.1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + self.share * x.detach().std(correction=0) * torch.randn(x.shape).to(x)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Every image's contrast changes by up to `most`, its brightness by up to `most` of the batch's deviation."""
+
+    most: float = 0.1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gain, lift = ((self.most * (torch.rand(len(x), 1, 1, 1) * 2 - 1)).to(x) for _ in range(2))
+        middle = x.mean((1, 2, 3), keepdim=True)
+        return middle + (1 + gain) * (x - middle) + lift * x.detach().std(correction=0)
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A rectangle of every image, `side` of its height and width, takes the image's mean colour."""
+
+    side: float = 0.5
+
+    def __call__(self, x: Tensor) -> Tensor:
+        inside = []
+        for size in x.shape[-2:]:
+            length = max(1, round(self.side * size))
+            start = torch.randint(size - length + 1, (len(x), 1))
+            place = torch.arange(size)
+            inside.append((place >= start) & (place < start + length))  # (N, size)
+        hole = (inside[0][:, None, :, None] & inside[1][:, None, None, :]).to(x.device)
+        return torch.where(hole, x.mean((2, 3), keepdim=True), x)

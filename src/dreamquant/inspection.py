@@ -1,0 +1,100 @@
+"""What a set of images is like, to the network they were dreamed for: alike or diverse, sure or not, natural or noisy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dreamquant.images import Images
+from dreamquant.losses.image import features, mean_of, relative_gap
+from dreamquant.losses.pseudo import entropy
+from dreamquant.model import Model
+from dreamquant.trace import Moments, Trace, Watch
+
+CHUNK = 64  # images in one pass: maps of many images at once would not fit
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Measured on `inspected` images; None where a number has no meaning (one image a class, no BatchNorm, few pixels)."""
+
+    inspected: int
+    similarity: float | None  # mean cosine of the features of two images
+    similarity_within_class: float | None  # of two images of one class
+    class_balance: float  # entropy of the classes' shares, of the largest possible: 1 when even
+    teacher_entropy: float  # mean entropy of the network's predictions, of the largest possible
+    labels_hit: float  # share of images in which the network sees the class they were asked for
+    spectrum_slope: float | None  # of log amplitude against log frequency: about -1 in photographs, 0 in white noise
+    batch_norm_deviation: float | None  # what BatchNormDeviation is over the whole set
+
+
+def inspect(model: Model, images: Images, most: int = 512) -> Inspection:
+    """Look at up to `most` of the images, evenly spread, in one forward pass. Raises ValueError where there are none."""
+    if not len(images):
+        raise ValueError("there are no images to inspect")
+    spread = torch.linspace(0, len(images) - 1, min(most, len(images))).round().long()
+    images = images[spread.to(images.pixels.device)].to(model.device)
+    watch = Watch(model, frozenset({"features", "bn"} if model.has_batch_norm() else {"features"}))
+    with torch.no_grad():
+        seen = [watch(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
+    logits, found = torch.cat([s.logits for s in seen]), torch.cat([features(s) for s in seen])
+    overall, within = _similarities(found, images.classes)
+    return Inspection(
+        inspected=len(images),
+        similarity=overall,
+        similarity_within_class=within,
+        class_balance=class_balance(images.classes, model.classes),
+        teacher_entropy=float(entropy(logits).mean()),
+        labels_hit=float((logits.argmax(1) == images.classes).float().mean()),
+        spectrum_slope=spectrum_slope(images.pixels),
+        batch_norm_deviation=_deviation(seen) if model.has_batch_norm() else None,
+    )
+
+
+def _similarities(found: Tensor, classes: Tensor) -> tuple[float | None, float | None]:
+    """Mean cosine over pairs of different images, and over those of one class."""
+    cosine = F.normalize(found, dim=1) @ F.normalize(found, dim=1).T
+    pairs = ~torch.eye(len(found), dtype=torch.bool, device=found.device)
+    alike = pairs & (classes[:, None] == classes)
+    overall, within = (float(cosine[chosen].mean()) if chosen.any() else None for chosen in (pairs, alike))
+    return overall, within
+
+
+def class_balance(classes: Tensor, count: int) -> float:
+    """Entropy of the shares of `count` classes among the images, of the largest that so many images can have."""
+    shares = classes.bincount(minlength=count).float() / len(classes)
+    largest = math.log(min(count, len(classes)))
+    return float(-torch.xlogy(shares, shares).sum()) / largest if largest else 1.0
+
+
+def spectrum_slope(pixels: Tensor) -> float | None:
+    """Least-squares slope of the log of the mean amplitude against the log of the frequency, (N, C, H, W) -> number.
+
+    The mean is over images, channels and the ring of frequencies that round to the same number of cycles per image
+    (of the shorter side), from 1 to half its pixels. None for fewer than three rings.
+    """
+    height, width = pixels.shape[-2:]
+    side = min(height, width)
+    amplitude = torch.fft.fft2(pixels.float()).abs().mean((0, 1))
+    down, across = (torch.fft.fftfreq(size, device=pixels.device) for size in (height, width))
+    ring = ((down[:, None].square() + across.square()).sqrt() * side).round().long()
+    rings = torch.arange(1, side // 2 + 1, device=pixels.device)
+    if len(rings) < 3:
+        return None
+    means = torch.stack([amplitude[ring == r].mean() for r in rings]).clamp_min(1e-12).log()
+    x = rings.float().log()
+    x = x - x.mean()
+    return float((x * means).sum() / x.square().sum())
+
+
+def _deviation(seen: list[Trace]) -> float:
+    """BatchNormDeviation over all traces as if they were one batch."""
+    terms = []
+    for name, m in seen[0].moments.items():
+        first, second = (torch.cat([getattr(s.moments[name], which) for s in seen]) for which in ("first", "second"))
+        terms.append(relative_gap(Moments(first, second, m.mu, m.sigma)))
+    return float(mean_of(terms))

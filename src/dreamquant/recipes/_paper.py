@@ -1,0 +1,40 @@
+"""What the `paper` efforts of the pixel-optimising family share: images, ranges and a student's pace as in IntraQ's code, from
+which HAST's, SynQ's and others' descend.
+
+Ours: rates that fall at fixed shares of the loop, where the code waits for plateaus of a noisy loss; ranges from the
+dreamed images themselves with a correct running mean, where the code runs a throw-away generator through a faulty one;
+the last iterate, where the code keeps the best on test data.
+"""
+
+from __future__ import annotations
+
+from dreamquant.learn import Learn
+from dreamquant.losses.algebra import Loss
+from dreamquant.optimizers import Adam, Decay, Sgd
+from dreamquant.quant.ranges import RunningMinMax
+from dreamquant.steps.calibrate import Calibrate
+from dreamquant.steps.finetune import FineTune
+from dreamquant.synthesis.labels import Balanced, Labels
+from dreamquant.synthesis.pixels import OptimizePixels, UnitNoise
+from dreamquant.synthesis.transforms import Crop, Flip, Transform
+from dreamquant.trace import Pair, Trace
+
+CALIBRATE = Calibrate(RunningMinMax(0.9), count=5120, batch=256)
+AUGMENT = (Crop(0.5), Flip())
+
+
+def images(loss: Loss[Trace], transforms: tuple[Transform, ...] = (), labels: Labels = Balanced()) -> OptimizePixels:  # noqa: B008
+    """5,120 images in batches of 256, 1,000 steps of Adam 0.5 from N(0, 1)."""
+    return OptimizePixels(loss, 5120, 256, 1000, Adam(0.5, schedule=Decay()), transforms, UnitNoise(), labels=labels)
+
+
+def student(
+    loss: Loss[Pair],
+    lr: float,
+    transforms: tuple[Transform, ...] = AUGMENT,
+    iterations: int = 29_400,
+    falls: tuple[float, ...] = (0.11, 0.245, 0.38),
+    batch: int = 256,
+) -> FineTune:
+    """CIFAR: 147 epochs of 200 updates; the rate falls at epochs 20, 40 and 60, of which 4 were spent on ranges."""
+    return FineTune(Learn(loss, Sgd(lr, schedule=Decay(falls)), transforms), iterations, batch)

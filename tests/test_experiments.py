@@ -1,0 +1,45 @@
+"""The grids can be read, name recipes that exist, and tell no path of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dreamquant.choose import load_file
+from dreamquant.cli.bench import file_name, jobs_of, record
+from dreamquant.job import Job, recipe_of_job
+from dreamquant.losses.student import HardLabel, SaliencyMatch
+from dreamquant.synthesis.transforms import LowPass
+
+FOLDER = Path(__file__).resolve().parent.parent / "experiments"
+GRIDS = ["dreaming.py:third_party", "dreaming.py:matched", "dreaming.py:plugged"]
+GRIDS += [f"ablations.py:{name}" for name in ("ideas", "maps", "thresholds", "cutoffs", "counts")]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_grids_name_recipes_that_exist(grid: str) -> None:
+    jobs = jobs_of(f"{FOLDER / grid}")
+    made = {(job.recipe, job.bits, job.set): recipe_of_job(job) for job in jobs}
+    names = [file_name(job) for job in jobs]
+    assert len(set(names)) == len(jobs), "every job has its own file"
+    assert len({repr(recipe) for recipe in made.values()}) == len(made), "every cell is another recipe"
+    for job, name in zip(jobs, names, strict=True):
+        published = record(job, {})["job"]
+        assert str(FOLDER) not in repr([published[key] for key in ("model", "recipe", "weights", "eval", "also", "set")])
+        assert "experiments" not in name and "/" not in name
+
+
+def test_ideas_are_taken_out_one_by_one() -> None:
+    module = load_file(FOLDER / "ablations.py")
+    whole = recipe_of_job(Job("m", "synq", "w3a3"))
+    assert module.with_ideas("123", "w3a3", "fast", None).steps == whole.steps
+    for ideas in ("", "1", "2", "3", "12", "13", "23"):
+        recipe = module.with_ideas(ideas, "w3a3", "fast", None)
+        calibrate, tune = recipe.steps
+        terms = {type(term): term for _, term in tune.learn.loss.terms}
+        filtered = [LowPass in {type(transform) for transform in part.transforms} for part in (calibrate, tune.learn)]
+        assert filtered == ["1" in ideas] * 2
+        assert (SaliencyMatch in terms) == ("2" in ideas)
+        assert terms[HardLabel].max_difficulty == (0.7 if "3" in ideas else 1.0)
+        assert recipe.synthesis == whole.synthesis
