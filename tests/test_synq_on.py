@@ -96,7 +96,7 @@ def test_it_is_discovered_and_takes_settings() -> None:
 
 def test_its_record_reads_back() -> None:
     recipe = synq_on(recipes.find("texq")(effort="paper"))
-    assert eval(repr(recipe), dict(vars(test_recipes))) == recipe
+    assert eval(repr(recipe), test_recipes.PARTS) == recipe
 
 
 @pytest.mark.parametrize("name", ["zeroq", "texq"])
