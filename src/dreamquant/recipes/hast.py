@@ -19,7 +19,7 @@ from dreamquant.quant.scheme import scheme_of
 from dreamquant.recipe import Recipe
 from dreamquant.recipes import _fast, _paper
 
-HARD = replace(_fast.IMAGES, loss=BatchNormDeviation() + ClassTarget(focus=2.0))
+HARD = replace(_fast.IMAGES, loss=BatchNormDeviation() + 0.1 * ClassTarget(focus=2.0))
 HARD_PAPER = _paper.images(BatchNormMatch() + 10 * ClassTarget(focus=2.0))
 
 
