@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--small", type=int, default=0, help="epochs at the start that see 24x24 crops: nearly half the cost")
+    parser.add_argument("--decay", type=float, default=5e-4, help="weight decay")
     parser.add_argument("--more", action="store_true", help="go on from the shipped weights, at a rate that rises and falls again")
     args = parser.parse_args()
     entry = ENTRIES[args.name]
@@ -93,7 +94,7 @@ def main() -> None:
         before = json.loads((ZOO / f"{args.name}.json").read_text())
     batch = 128
     steps = args.epochs * (len(x) // batch)
-    optimizer = torch.optim.SGD(net.parameters(), args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(net.parameters(), args.lr, momentum=0.9, weight_decay=args.decay, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, pct_start=0.2)
     start = time.time()
     for epoch in range(args.epochs):
