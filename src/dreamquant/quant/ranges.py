@@ -117,7 +117,7 @@ class Percentile:
         return low.view(shape), high.view(shape)
 
     def observer(self) -> Observer:
-        return _Sample(self, self.samples)
+        return Sample(self, self.samples)
 
 
 @dataclass(frozen=True)
@@ -133,24 +133,27 @@ class LpSearch:
     samples: int = 1 << 16
 
     def __call__(self, x: Tensor, form: Int) -> Range:
-        keep = form.per == "channel"
         low, high = MinMax()(x, form)
         best = torch.full_like(low, torch.inf)
         best_low, best_high = low, high
         for share in torch.linspace(1, self.least, self.candidates).tolist():
-            scale, zero = to_grid(low * share, high * share, form)
-            error = (rounded(x, scale, zero, form) - x).abs().pow(self.p).mean(over(x, form), keepdim=keep)
+            error = self.error(x, low * share, high * share, form)
             better = error < best
             best = torch.where(better, error, best)
             best_low, best_high = torch.where(better, low * share, best_low), torch.where(better, high * share, best_high)
         return best_low, best_high
 
+    def error(self, x: Tensor, low: Tensor, high: Tensor, form: Int) -> Tensor:
+        """The mean of |rounding error|^p on the grid that spans [low, high], of the shape of `low`."""
+        off = rounded(x, *to_grid(low, high, form), form) - x
+        return off.abs().pow(self.p).mean(over(x, form), keepdim=form.per == "channel")
+
     def observer(self) -> Observer:
-        return _Sample(self, self.samples)
+        return Sample(self, self.samples)
 
 
 @dataclass
-class _Sample:
+class Sample:
     """Keeps a random sample of what passes, and the extremes, which a sample would miss."""
 
     ranges: Ranges

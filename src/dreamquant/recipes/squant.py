@@ -1,0 +1,20 @@
+"""squant: rounding directions that make errors cancel (Guo et al., ICLR 2022), no dreaming, no training.
+
+From the paper: errors are summed over every kernel, then over every output channel, and flips bring the sums to nearly
+nothing; per-channel min-max grids, BatchNorm not folded. Ours: grids include zero, never more flips than there are
+candidates, ranges of activations as in rtn, and the input of the last layer has the bits of
+the others (8 in its code). Both efforts are the same.
+"""
+
+from __future__ import annotations
+
+from dreamquant.quant.scheme import scheme_of
+from dreamquant.recipe import Recipe
+from dreamquant.recipes import _fast
+from dreamquant.steps.rounding import RoundByFlips
+from dreamquant.synthesis.pixels import Noise
+
+
+def squant(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
+    """Rounding directions chosen so that errors cancel in every kernel and channel; no training."""
+    return Recipe("squant", Noise(), scheme_of(bits, ends), (RoundByFlips(), _fast.CALIBRATE))
