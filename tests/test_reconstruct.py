@@ -24,9 +24,10 @@ from dreamquant.run import Loop
 from dreamquant.steps.calibrate import Calibrate, SetWeightRanges
 from dreamquant.steps.pieces import Blocks, Inputs, Layers, through
 from dreamquant.steps.reconstruct import Anneal, Reconstruct
+from dreamquant.synthesis.transforms import Flip
 
 FACTS = ((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
-QUICK = Reconstruct(3, batch=8, rounding=Adam(1e-2), weight_steps=Adam(1e-4), activation_steps=Adam(1e-3))
+QUICK = Reconstruct(3, 8, rounding=Adam(1e-2), weight_steps=Adam(1e-4), activation_steps=Adam(1e-3), transforms=(Flip(),), views=2)
 
 
 class Killed(Exception):
@@ -302,7 +303,7 @@ def test_inputs_are_those_of_the_whole_prefix(model: Model) -> None:
     for cut, _ in graph.units(model.net)[1:]:
         inputs.go_to(cut)
         for mine, net in zip(inputs.at(cut), (model.net, student.net), strict=True):
-            whole = through(graph.cut_out(net, ("x",), cut), pixels)
+            whole = through(graph.cut_out(net, ("x",), cut), pixels, pixels.device)
             assert torch.allclose(mine, whole, atol=1e-4)
 
 

@@ -45,7 +45,7 @@ class Inputs:
     """
 
     def __init__(self, teacher: fx.GraphModule, student: fx.GraphModule, pixels: Tensor) -> None:
-        self.nets, self.waiting = (teacher, student), list(graph.units(teacher))
+        self.nets, self.waiting, self.device = (teacher, student), list(graph.units(teacher)), pixels.device
         pixels = pixels.contiguous(memory_format=torch.channels_last)  # convolutions of few channels take half the time
         self.here, self.values = self.waiting[0][0], [pixels, pixels]
 
@@ -59,15 +59,31 @@ class Inputs:
         """The tensors at a node behind the cut, in the teacher and in the student."""
         if name == self.here:
             return self.values
-        return [through(graph.cut_out(net, (self.here,), name), x) for net, x in zip(self.nets, self.values, strict=True)]
+        parts = (graph.cut_out(net, (self.here,), name) for net in self.nets)
+        return [through(part, x, self.device) for part, x in zip(parts, self.values, strict=True)]
 
 
-def through(part: fx.GraphModule, x: Tensor) -> Tensor:
-    """What a part of a network makes of all images, without gradients."""
+def through(part: fx.GraphModule, x: Tensor, device: torch.device) -> Tensor:
+    """What a part of a network on `device` makes of all images, without gradients, a chunk at a time.
+
+    It is kept beside the network where it takes little of the memory there, else in main memory.
+    """
+    made: list[Tensor] = []
     with torch.no_grad():
-        return torch.cat([part(chunk) for chunk in x.split(CHUNK)])
+        for chunk in x.split(CHUNK):
+            y = part(chunk.to(device))
+            made.append(y.to(made[0].device if made else home(y, len(x))))
+    return torch.cat(made)
 
 
-def some(x: Tensor, pick: Tensor) -> Tensor:
-    """Images number `pick` of tensors (N, ...). Rows that lie together in memory are copied five times as fast."""
-    return x.permute(0, 2, 3, 1).index_select(0, pick).permute(0, 3, 1, 2) if x.ndim == 4 else x.index_select(0, pick)
+def home(like: Tensor, count: int) -> torch.device:
+    """Where `count` images' tensors like the rows of this one are kept."""
+    room = like.is_cuda and 10 * count * like[0].nbytes < torch.cuda.mem_get_info(like.device)[0]
+    return like.device if room else torch.device("cpu")
+
+
+def some(x: Tensor, pick: Tensor, device: torch.device) -> Tensor:
+    """Images number `pick` of tensors (N, ...), on `device`. Rows that lie together in memory are copied five times as fast."""
+    pick = pick.to(x.device)
+    rows = x.permute(0, 2, 3, 1).index_select(0, pick).permute(0, 3, 1, 2) if x.ndim == 4 else x.index_select(0, pick)
+    return rows.to(device)

@@ -24,6 +24,7 @@ from dreamquant.quant.rounding import Dropping, SoftRounding, drawn
 from dreamquant.quant.student import QuantConv2d, QuantLayer, QuantLinear, Student
 from dreamquant.run import Run, Stateful
 from dreamquant.steps.pieces import Blocks, Inputs, Pieces, some, through
+from dreamquant.synthesis.transforms import Transform, applied
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Anneal:
 class Reconstruct:
     """Every piece learns the outputs of its teacher, `iterations` updates each, the pieces before it being done.
 
+    Images are seen in `views` by the `transforms`, all made before the first piece, because its inputs are kept.
     Learned are the rounding of weights, on the grid that they have when the piece is reached, the steps of these grids
     where `weight_steps` is given, and the steps of activations. A share `drop` of the elements of the piece's input and
     of its quantized activations comes from the float network, drawn anew for every update (QDrop).
@@ -69,6 +71,8 @@ class Reconstruct:
     weight_steps: Optimizer | None = None
     activation_steps: Optimizer | None = Adam(4e-5, schedule=Cosine())
     pieces: Pieces = Blocks()
+    transforms: tuple[Transform, ...] = ()
+    views: int = 1
 
     def __call__(self, student: Student, teacher: Model, images: Images, run: Run) -> None:
         if not len(images):
@@ -78,15 +82,17 @@ class Reconstruct:
                 raise ValueError(f"{name}: no range was ever measured; add a Calibrate step before Reconstruct")
         pieces = self.pieces(teacher.net)
         parts = [graph.cut_out(student.net, (start,), end) for _, start, end in pieces]
-        inputs = Inputs(teacher.net, student.net, images.pixels)
+        torch.manual_seed(run.number("views"))
+        pixels = torch.cat([applied(self.transforms, images.pixels) for _ in range(self.views)])
+        inputs = Inputs(teacher.net, student.net, pixels)
         for number in run.loop("reconstruction: pieces", len(pieces), student=student):
             cut, start, end = pieces[number]
             inputs.go_to(cut)
             exact, mine = inputs.at(start)
-            wanted = through(graph.cut_out(teacher.net, (start,), end), exact)
+            wanted = through(graph.cut_out(teacher.net, (start,), end), exact, inputs.device)
             earlier = {layer for part in parts[:number] for layer in layers_of(part)}  # a shared layer is rounded once
             rebuilding = Rebuilding(self, parts[number], [layer for layer in layers_of(parts[number]) if layer not in earlier])
-            rebuilding(exact, mine, wanted, run)
+            rebuilding(exact, mine, wanted, inputs.device, run)
 
 
 def layers_of(part: fx.GraphModule) -> list[QuantLayer]:
@@ -113,7 +119,7 @@ class Rebuilding:
         self.groups = [(part, learned) for part, learned in groups if part and learned]
         self.learned = [p for _, learned in self.groups for p in learned]
 
-    def __call__(self, exact: Tensor, mine: Tensor, wanted: Tensor, run: Run) -> None:
+    def __call__(self, exact: Tensor, mine: Tensor, wanted: Tensor, device: torch.device, run: Run) -> None:
         """Learn from inputs of the teacher and of the student, (N, ...) both, and the teacher's outputs; then round for good."""
         if not self.learned:
             return
@@ -124,9 +130,9 @@ class Rebuilding:
             live["learned"] = nn.ParameterList(self.learned)
             for number in (loop := run.loop("reconstruction", how.iterations, **live)):
                 pick = torch.randperm(len(wanted))[: how.batch]
-                x = some(mine, pick)
-                x = x.lerp_(some(exact, pick), drawn(x, how.drop)) if how.drop else x
-                error = how.error(self.part(x), some(wanted, pick))
+                x = some(mine, pick, device)
+                x = x.lerp_(some(exact, pick, device), drawn(x, how.drop)) if how.drop else x
+                error = how.error(self.part(x), some(wanted, pick, device))
                 pull = how.anneal([rule.soft() for rule in self.soft.values()], number / how.iterations)
                 for optimizer, (part, _) in zip(optimizers, self.groups, strict=True):
                     optimizer.zero_grad()
