@@ -17,7 +17,7 @@ from dreamquant.quant.ranges import MinMax, Ranges, to_grid
 from dreamquant.quant.scheme import Int, Scheme
 from dreamquant.quant.student import Student, convert
 from dreamquant.steps.calibrate import SetWeightRanges
-from dreamquant.steps.moments import RestoreMoments
+from dreamquant.steps.restore import RestoreMoments
 from dreamquant.steps.rounding import RoundByFlips, flipped
 
 MODES = [(False, False), (True, False), (False, True), (True, True)]

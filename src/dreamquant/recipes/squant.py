@@ -2,19 +2,20 @@
 
 From the paper: errors are summed over every kernel, then over every output channel, and flips bring the sums to nearly
 nothing; per-channel min-max grids, BatchNorm not folded. Ours: grids include zero, never more flips than there are
-candidates, ranges of activations as in rtn, and the input of the last layer has the bits of
-the others (8 in its code). Both efforts are the same.
+candidates, and the input of the last layer has the bits of the others (8 in its code). Ranges of activations, which its text
+takes from BatchNorm and its code from uniform noise, have the least expected error by BatchNorm's statistics. Both
+efforts are the same.
 """
 
 from __future__ import annotations
 
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.recipe import Recipe
-from dreamquant.recipes import _fast
+from dreamquant.steps.calibrate import CalibrateFromStatistics
 from dreamquant.steps.rounding import RoundByFlips
-from dreamquant.synthesis.pixels import Noise
+from dreamquant.synthesis.pixels import NoImages
 
 
 def squant(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """Rounding directions chosen so that errors cancel in every kernel and channel; no training."""
-    return Recipe("squant", Noise(), scheme_of(bits, ends), (RoundByFlips(), _fast.CALIBRATE))
+    return Recipe("squant", NoImages(), scheme_of(bits, ends), (RoundByFlips(), CalibrateFromStatistics()))
