@@ -81,6 +81,8 @@ def cells() -> Iterator[Cell]:
     for weights, activations in ((8, 8), (6, 6), (4, 8), (4, 4), (4, 32), (3, 32)):
         bits = f"mixed:{weights}.0a{activations}"
         yield Cell("mixed", f"w{weights}a{activations}", lambda bits=bits: recipes.find("mixed")(bits=bits))
+    for bits in ("w4a32", "w3a32"):
+        yield Cell("omse", bits, lambda bits=bits: recipes.omse(bits, effort="paper"), "paper")
     yield Cell("rtn per tensor", "w8a8", lambda: per_tensor(recipes.rtn("w8a8")))
     yield Cell("rtn per tensor, folded", "w8a8", lambda: replace(per_tensor(recipes.rtn("w8a8")), prepare=(FoldBatchNorm(),)))
     yield Cell("dfq", "w8a8", lambda: recipes.dfq("w8a8", effort="paper"), "paper")
