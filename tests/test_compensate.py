@@ -42,22 +42,83 @@ class Plain(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+class Residual(nn.Module):
+    """A basic block whose shortcut is a strided convolution (option B), or slices and zeros (option A)."""
+
+    def __init__(self, option: str) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.conv1, self.bn1 = nn.Conv2d(12, 24, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(24)
+        self.conv2, self.bn2 = nn.Conv2d(24, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24)
+        self.short = nn.Sequential(nn.Conv2d(12, 24, 1, stride=2, bias=False), nn.BatchNorm2d(24)) if option == "B" else None
+        self.fc = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.stem(x)))
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        short = self.short(x) if self.short else F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 6, 6))
+        return self.fc(F.relu(y + short).mean((2, 3)))
+
+
+class Dense(nn.Module):
+    """Two layers of a DenseNet: BatchNorm, ReLU, 1x1, BatchNorm, ReLU, 3x3, concatenated to what came in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in (12, 16, 20, 16, 28))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, k, padding=k // 2, bias=False) for i, o, k in ((12, 16, 1), (16, 8, 3), (20, 16, 1), (16, 8, 3))
+        )
+        self.fc = nn.Linear(28, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for first in (0, 2):
+            y = self.convs[first](F.relu(self.norms[first](x)))
+            x = torch.cat([x, self.convs[first + 1](F.relu(self.norms[first + 1](y)))], 1)
+        return self.fc(F.relu(self.norms[4](x)).mean((2, 3)))
+
+
+class Inverted(nn.Module):
+    """An inverted residual: expansion, depthwise and projection, added to what came in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        sizes = ((8, 24, 1, 1), (24, 24, 3, 24), (24, 8, 1, 1))
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, k, padding=k // 2, groups=g, bias=False) for i, o, k, g in sizes)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o, _, _ in sizes)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.stem(x)))
+        y = F.relu(self.norms[0](self.convs[0](x)))
+        y = F.relu(self.norms[1](self.convs[1](y)))
+        return self.fc((x + self.norms[2](self.convs[2](y))).mean((2, 3)))
+
+
 X = 0.45 + 0.26 * torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def model() -> Model:
+def with_statistics(net: nn.Module) -> Model:
     """Statistics of white noise, so that taps are nearly independent."""
     torch.manual_seed(3)
-    net = Plain()
-    for bn in net.bns:
-        nn.init.uniform_(bn.weight, 0.5, 1.5)
-        nn.init.uniform_(bn.bias, -0.5, 1)
-        bn.momentum = None
+    for bn in net.modules():
+        if isinstance(bn, nn.BatchNorm2d):
+            nn.init.uniform_(bn.weight, 0.5, 1.5)
+            nn.init.uniform_(bn.bias, -0.5, 1)
+            bn.momentum = None
     net.train()
     with torch.no_grad():
         net(X)
     return Model.from_module(net.eval(), (3, 12, 12), (0.0,) * 3, (1.0,) * 3)
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(3)
+    return with_statistics(Plain())
 
 
 TERNARY = Int(2, "channel", symmetric=True)
@@ -191,6 +252,26 @@ def test_compensation_beats_its_absence(model: Model, low: Int) -> None:
     assert alone < 0.5 * none
     assert whole < 0.5 * none
     assert whole < 1.1 * alone, "with four levels the statistics carry all of the gain; with three the factors add some"
+
+
+ARCHITECTURES = {
+    "residual A": (lambda: Residual("A"), (("conv1", "conv2"),)),
+    "residual B": (lambda: Residual("B"), (("conv1", "conv2"),)),
+    "dense": (Dense, (("convs.0", "convs.1"), ("convs.2", "convs.3"))),
+    "inverted": (Inverted, (("convs.0", "convs.1"),)),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_paired_and_gains(name: str) -> None:
+    make, wanted = ARCHITECTURES[name]
+    torch.manual_seed(5)
+    model = with_statistics(make())
+    assert pairs(model.net) == wanted
+    again, last = SetWeightRanges(LpSearch(2.0)), ReestimateStatistics()
+    none = distance(model, quantized(model))
+    assert distance(model, quantized(model, CompensatePairs(ByMoments()), again, last)) < 0.7 * none
+    assert distance(model, quantized(model, CompensatePairs(ByWeights()), again, last)) < 0.7 * none
 
 
 def test_nothing_to_compensate_at_eight_bits(model: Model) -> None:
