@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 
 from dreamquant import Images, Int, Model, Run, Scheme, recipes
+from dreamquant.choose import chosen as chosen_recipe
 from dreamquant.cli import main
 from dreamquant.quant import pareto
 from dreamquant.quant.allocate import MixedBits, mixed_of, parse_mixed
@@ -345,6 +346,13 @@ def test_uniform_bits_are_no_mixture_and_the_mixed_recipe_takes_them_as_averages
     assert recipes.mixed(bits="w4a32").scheme == mixed_of("mixed:4a32")
     with pytest.raises(ValueError, match="as mixed:4.0 for a recipe that can mix"):
         uniform("mixed:4.0")
+
+
+def test_gradients_take_the_place_of_trying() -> None:
+    made = chosen_recipe("by_gradient:mixed", "mixed:4.0", "paper", None)
+    assert made.scheme.sensitivity == FollowGradient(64, 1.0, MinMax()) and made.name == "by_gradient:mixed"
+    with pytest.raises(ValueError, match="give it mixed bits"):
+        chosen_recipe("by_gradient:rtn", "w4a4", "fast", None)
 
 
 def test_budgets_that_cannot_be() -> None:

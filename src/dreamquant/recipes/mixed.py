@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dreamquant.quant.allocate import mixed_of
+from dreamquant.quant.allocate import MixedBits, mixed_of
 from dreamquant.quant.ranges import LpSearch, MinMax
-from dreamquant.quant.sensitivity import SwapOneLayer
+from dreamquant.quant.sensitivity import FollowGradient, SwapOneLayer
 from dreamquant.recipe import Recipe
 from dreamquant.recipes import _fast
 from dreamquant.recipes.zeroq import zeroq
@@ -31,3 +31,13 @@ def mixed(bits: str = "mixed:4.0", effort: str = "fast", ends: int | None = None
         return Recipe("mixed", images, scheme, (SetWeightRanges(LpSearch()), Calibrate(LpSearch(), count=64)))
     scheme = replace(scheme, sensitivity=SwapOneLayer(temperature=1.0, ranges=MinMax()), candidates=(2, 4, 8))
     return Recipe("mixed", zeroq(effort="paper").synthesis, scheme, (SetWeightRanges(MinMax()), Calibrate(MinMax(), count=64)))
+
+
+def by_gradient(recipe: Recipe) -> Recipe:
+    """Mixed bits chosen by one pass forward and back instead of by trying each layer: for large networks."""
+    scheme = recipe.scheme
+    if not isinstance(scheme, MixedBits) or not isinstance(scheme.sensitivity, SwapOneLayer):
+        raise ValueError(f"by_gradient:{recipe.name} tries no layers; give it mixed bits, as --bits mixed:4.0")
+    tried = scheme.sensitivity
+    gradient = FollowGradient(tried.count, tried.temperature, tried.ranges)
+    return replace(recipe, name=f"by_gradient:{recipe.name}", scheme=replace(scheme, sensitivity=gradient))
