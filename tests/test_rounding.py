@@ -200,6 +200,13 @@ def test_chunks_do_not_change_the_codes(model: Model, monkeypatch: pytest.Monkey
     assert all(torch.equal(whole[name], pieces[name]) for name in whole)
 
 
+def test_the_order_in_memory_does_not_change_the_codes(model: Model) -> None:
+    whole = codes(after(model, Int(4, "channel"), RoundByFlips()))
+    model.net.to(memory_format=torch.channels_last)
+    assert not model.net.get_parameter("first.weight").is_contiguous()
+    assert all(torch.equal(whole[name], other) for name, other in codes(after(model, Int(4, "channel"), RoundByFlips())).items())
+
+
 def test_flips_bring_outputs_of_constant_inputs_closer(model: Model) -> None:
     x = torch.ones(1, 8, 9, 9)
     errors = []

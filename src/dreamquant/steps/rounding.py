@@ -33,7 +33,7 @@ class RoundByFlips:
         for layer in student.layers().values():
             weight, form = layer.weight.detach(), layer.quantizer.format
             scale, zero = to_grid(*self.ranges(weight, form), form)
-            x = (weight * scale.reciprocal()).reshape(*weight.shape[:2], -1)  # (O, I, K) in steps
+            x = (weight * scale.reciprocal()).reshape(*weight.shape[:2], -1).contiguous()  # (O, I, K) in steps
             low, high = ((end - zero).expand(len(weight), *zero.shape[1:]).reshape(-1, 1, 1) for end in (form.low, form.high))
             size = max(1, CHUNK // x[0].numel())
             parts = zip(x.split(size), low.split(size), high.split(size), strict=True)
