@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,8 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DREAMQUANT_DATA", ROOT.parent / "shared" / "data"))
 NETWORKS = ROOT / "experiments" / "networks.py"
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-UNIFORM = ("w8a8", "w6a6", "w4a8", "w4a4", "w4a32", "w3a32")
-TOGETHER = 8  # networks evaluated in one pass
+UNIFORM = ("w4a32", "w3a32", "w4a4", "w8a8", "w4a8", "w6a6")
+TOGETHER = 12  # networks evaluated in one pass
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,10 @@ def alternating(recipe: Recipe, low: int) -> Recipe:
 
 
 def cells() -> Iterator[Cell]:
-    """All cells, cheapest settings first."""
-    for bits in UNIFORM:
+    """All cells, those that say most first."""
+    for bits in UNIFORM[:4]:
         for name in ("rtn", "omse", "aciq", "squant", "dfq"):
             yield Cell(name, bits, lambda name=name, bits=bits: recipes.find(name)(bits=bits))
-    for weights, activations in ((8, 8), (6, 6), (4, 8), (4, 4), (4, 32), (3, 32)):
-        bits = f"mixed:{weights}.0a{activations}"
-        yield Cell("mixed", f"w{weights}a{activations}", lambda bits=bits: recipes.find("mixed")(bits=bits))
     for bits in ("w4a32", "w3a32"):
         yield Cell("omse", bits, lambda bits=bits: recipes.omse(bits, effort="paper"), "paper")
     yield Cell("rtn per tensor", "w8a8", lambda: per_tensor(recipes.rtn("w8a8")))
@@ -94,6 +90,12 @@ def cells() -> Iterator[Cell]:
         for label, effort in (("uncompensated", "fast"), ("uncompensated", "paper")):
             yield Cell(label, column, lambda low=low, effort=effort: uncompensated(low, effort), effort)
         yield Cell("statistics alone", column, lambda low=low: without(recipes.dfmpc(f"w{low}a32"), CompensatePairs))
+    for weights, activations in ((4, 32), (3, 32), (4, 4), (4, 8), (8, 8), (6, 6)):
+        bits = f"mixed:{weights}.0a{activations}"
+        yield Cell("mixed", f"w{weights}a{activations}", lambda bits=bits: recipes.find("mixed")(bits=bits))
+    for bits in UNIFORM[4:]:
+        for name in ("rtn", "omse", "aciq", "squant", "dfq"):
+            yield Cell(name, bits, lambda name=name, bits=bits: recipes.find(name)(bits=bits))
 
 
 def without(recipe: Recipe, *kinds: type) -> Recipe:
@@ -119,17 +121,16 @@ def with_regularisers(offset: float, ridge: float) -> Recipe:
     return replace(recipe, steps=tuple(changed))
 
 
-def quantized(cell: Cell, model: Model) -> tuple[QuantizedModel, dict[str, float], list[str]]:
+def quantized(cell: Cell, model: Model, cache: Path) -> tuple[QuantizedModel, dict[str, float], list[str]]:
     """The network of a cell, the seconds it took, and what the run noted."""
-    run = Run(0)
-    start = time.monotonic()
+    run = Run(0, images_cache=cache)
     made = cell.make()(model, run=run)
-    return made, {**run.seconds, "total": time.monotonic() - start}, run.notes
+    return made, {**run.seconds, "total": sum(run.seconds.values())}, run.notes
 
 
 def evaluated(name: str, wanted: list[Cell], model: Model, data: dict[str, LabelledImages], out: Path) -> None:
     """Quantize and measure some cells in one pass, and write their files."""
-    made = [quantized(cell, model) for cell in wanted]
+    made = [quantized(cell, model, out / ".images") for cell in wanted]
     scores: list[dict[str, Any]] = [{} for _ in wanted]
     for source, images in data.items():
         (*found, reference), labels = predictions([*(q for q, _, _ in made), model], images)
