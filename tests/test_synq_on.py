@@ -89,7 +89,7 @@ def test_refusals_are_one_line() -> None:
 
 
 def test_it_is_discovered_and_takes_settings() -> None:
-    assert list(modifiers()) == ["synq_on"]
+    assert "synq_on" in modifiers()
     recipe = chosen("synq_on:zeroq", "w4a4", "fast", None, ["steps.FineTune.learn.transforms.LowPass.cutoff=0.2"])
     assert last_transform(recipe.steps[-1].learn) == LowPass(0.2)  # type: ignore[attr-defined]
 
