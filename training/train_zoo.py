@@ -3,6 +3,7 @@
     python training/train_zoo.py resnet-digits
     python training/train_zoo.py resnet20-cifar10 --data FOLDER     # with train.tar and test.tar (class folders of JPEG)
     python training/train_zoo.py resnet20-cifar10 --data FOLDER --more --epochs 14 --lr 0.1     # a second cycle, from the shipped weights
+    python training/train_zoo.py resnet20-cifar10 --data FOLDER --more --average --epochs 4 --lr 0.05    # and the mean of its two ends
 
 Writes src/dreamquant/zoo/NAME.safetensors and NAME.json (accuracy, and epochs and seconds of all cycles).
 """
@@ -14,6 +15,7 @@ import io
 import json
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,20 @@ def accuracy(net: torch.nn.Module, x: Tensor, y: Tensor) -> float:
     return right / len(y)
 
 
+def averaged(net: torch.nn.Module, start: dict[str, Tensor], images: Callable[[Tensor], Tensor], count: int) -> None:
+    """Weights become the mean of where the cycle started and ended (Izmailov et al. 2018); BatchNorm is measured anew."""
+    end = net.state_dict()
+    net.load_state_dict({name: ((start[name] + value) / 2).to(value.dtype) for name, value in end.items()})
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # plain mean over batches
+    net.train()
+    with torch.no_grad():
+        for pick in torch.randperm(count)[:20_000].split(500):
+            net(images(pick))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=list(ENTRIES))
@@ -79,6 +95,7 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=0, help="epochs at the start that see 24x24 crops: nearly half the cost")
     parser.add_argument("--decay", type=float, default=5e-4, help="weight decay")
     parser.add_argument("--more", action="store_true", help="go on from the shipped weights, at a rate that rises and falls again")
+    parser.add_argument("--average", action="store_true", help="with --more: keep the mean of the shipped weights and the new ones")
     args = parser.parse_args()
     entry = ENTRIES[args.name]
     torch.manual_seed(0)
@@ -87,10 +104,13 @@ def main() -> None:
         y, test_y = SUPERCLASS_OF_CIFAR10[y], SUPERCLASS_OF_CIFAR10[test_y]
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (entry.mean, entry.std))
     normalise = lambda p: (p.float() / 255 - mean) / std  # noqa: E731
+    shown = lambda pick: normalise(augmented(x[pick], 4 if x.shape[-1] == 32 else 1))  # noqa: E731
     net = entry.build().to(memory_format=torch.channels_last)
     before = {"epochs": 0, "seconds": 0}
+    if args.average and not args.more:
+        parser.error("--average needs --more: it averages with the shipped weights")
     if args.more:
-        net.load_state_dict(load_file(ZOO / f"{args.name}.safetensors"))
+        net.load_state_dict(shipped := load_file(ZOO / f"{args.name}.safetensors"))
         before = json.loads((ZOO / f"{args.name}.json").read_text())
     batch = 128
     steps = args.epochs * (len(x) // batch)
@@ -100,7 +120,7 @@ def main() -> None:
     for epoch in range(args.epochs):
         net.train()
         for pick in torch.randperm(len(x))[: len(x) // batch * batch].split(batch):
-            images = normalise(augmented(x[pick], 4 if x.shape[-1] == 32 else 1))
+            images = shown(pick)
             if epoch < args.small:
                 images = images[:, :, 4:28, 4:28]
             loss = F.cross_entropy(net(images.contiguous(memory_format=torch.channels_last)), y[pick])
@@ -109,6 +129,8 @@ def main() -> None:
             optimizer.step()
             schedule.step()
         print(f"epoch {epoch + 1}/{args.epochs} loss {loss.item():.3f} {time.time() - start:.0f} s", flush=True)
+    if args.average:
+        averaged(net, shipped, shown, len(x))
     top1 = accuracy(net, normalise(test_x), test_y)
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, ZOO / f"{args.name}.safetensors")
     seconds = before["seconds"] + round(time.time() - start)

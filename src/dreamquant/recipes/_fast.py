@@ -29,7 +29,12 @@ CALIBRATE = Calibrate(LpSearch(), count=256)
 AUGMENT = (Flip(), Shift(3))
 
 
-def student(loss: Loss[Pair], transforms: tuple[Transform, ...] = AUGMENT, activations: Acting | None = None) -> FineTune:
+def student(
+    loss: Loss[Pair],
+    transforms: tuple[Transform, ...] = AUGMENT,
+    activations: Acting = PassAll(),  # noqa: B008 (a value)
+    weights: Acting | None = None,
+) -> FineTune:
     """400 updates on batches of 64."""
-    learn = Learn(loss, Adam(1e-3, schedule=Cosine()), transforms, activations or PassAll())
+    learn = Learn(loss, Adam(1e-3, schedule=Cosine()), transforms, activations, weights)
     return FineTune(learn, iterations=400, batch=64)
