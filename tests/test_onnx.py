@@ -13,6 +13,7 @@ from torch import Tensor
 from dreamquant.export.check import check, session_of
 from dreamquant.export.onnx import export
 from dreamquant.quant.freeze import freeze
+from dreamquant.quant.program import levels, weight
 from dreamquant.quant.ranges import LpSearch
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.quant.student import convert
@@ -133,6 +134,21 @@ def test_what_hardswish_reads_has_a_grid_at_deployment_alone() -> None:
     grids = [op for op in freeze(student, {}).deployed().program if op.kind == "grid"]
     assert len([op for op in grids if op.inputs[0] in ("stem", "deep_0")]) == 2 and all(op.numbers["live"] for op in grids)
     assert "bn1" not in student_of(small(), scheme_of("w4a4")).activation_quantizers()  # ReLU is the limit of its own grid
+
+
+def test_grouped_convolutions_of_8_bits_are_deployed_without_zero_points(tmp_path: Path) -> None:
+    deep = nn.Conv2d(8, 8, 3, groups=8)
+    deep.weight.data[:4] = deep.weight.data[:4].abs() + 0.1  # levels from 0 to 255
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), deep, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    quantized = freeze(student_of(net, scheme_of("w8a8")), {})
+    (before,), (after,) = ([op for op in q.program if op.numbers.get("groups") == 8] for q in (quantized, quantized.deployed()))
+    assert before.tensors["zero"].any() and not after.tensors["zero"].any()
+    assert levels(after).abs().max() == 127
+    off = (weight(after) - weight(before)).flatten(1).abs().amax(1)
+    assert (off <= after.tensors["scale"] * 0.5001).all() and (after.tensors["scale"] <= before.tensors["scale"] * 2.01).all()
+    assert export(quantized, tmp_path / "net.onnx", images=images(32)).check.agreement == 1  # type: ignore[union-attr]
+    four = freeze(student_of(net, scheme_of("w4a8")), {})
+    assert [op.tensors["zero"].any() for op in four.deployed().program if op.numbers.get("groups") == 8] == [True]
 
 
 def test_weights_take_half_a_byte_in_the_file(tmp_path: Path) -> None:
