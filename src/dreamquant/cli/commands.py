@@ -103,6 +103,8 @@ def evaluate(
     from dreamquant.job import Job, float_model_of, measured
     from dreamquant.quant.quantized import QuantizedModel
 
+    if not Path(model).is_dir() and ":" not in model and not model.endswith(".py"):
+        raise ValueError(f"no folder {model}; give that of a result, or a network, as zoo:NAME or path/file.py:function")
     images = LabelledImages.open(data)
     if Path(model).is_dir():
         folder = Path(model)
