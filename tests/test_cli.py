@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from dreamquant import choose, job
 from dreamquant.cli import main, told
@@ -134,19 +135,28 @@ def test_evaluate_export_and_report(made: Path, digits: Path, tmp_path: Path, ca
     assert (folder / "model.onnx").stat().st_size > 1000
 
 
-def test_a_killed_job_goes_on(tmp_path: Path) -> None:
-    """Killed in the middle, the same command ends with the same bytes as a run that was left alone."""
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_job_goes_on(how: signal.Signals, tmp_path: Path) -> None:
+    """Killed or interrupted in the middle, the same command ends with the same bytes as a run that was left alone."""
     argv = ["quantize", "zoo:resnet-digits", "--recipe", "zeroq", "--device", "cpu"]
     small = ["--set", "synthesis.count=32", "--set", "synthesis.batch=16", "--set", "synthesis.iterations=25"]
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     assert main([*argv, *small, "--out", str(alone)]) == 0
     command = [sys.executable, "-m", "dreamquant.cli", *argv, *small, "--out", str(killed)]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where tests run in the background, it is ignored
+    )
+    deadline = time.monotonic() + 300
     while not list(killed.glob(".work/**/*.safetensors")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(how)
+    said = process.communicate()[1]
+    assert process.returncode == (130 if how == signal.SIGINT else -how)
+    assert "Traceback" not in said and ("the same command resumes" in said) == (how == signal.SIGINT)
     assert main([*argv, *small, "--out", str(killed)]) == 0
     for file in ("model.safetensors", "images/images.safetensors"):
         assert (alone / file).read_bytes() == (killed / file).read_bytes()
@@ -194,6 +204,12 @@ def test_bench_writes_one_file_a_job_and_skips_it(tmp_path: Path, digits: Path, 
         (["quantize", "zoo:resnet-digits", "--recipe", "nonsense_on:rtn"], "unknown recipe modifier"),
         (["quantize", "zoo:resnet-digits", "--recipe", "absent.py:mine"], "no file absent.py"),
         (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--bits", "four"], "four"),
+        (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--bits", "w9a4"], "weights take 2 to 8 bits"),
+        (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--ends", "0"], "ends of 0 bits"),
+        (["quantize", "zoo:resnet-digit", "--recipe", "rtn"], "did you mean resnet-digits"),
+        (["quantize", "net.py:make", "--shape", "3,8,8"], "no file net.py"),
+        (["quantize", "zoo:resnet-digits", "--weights", "absent.safetensors"], "no file absent.safetensors"),
+        (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--shape", "3,8,8"], "give --shape C,H,W"),
         (["quantize", "zoo:resnet-digits", "--effort", "slow"], "slow"),
         (["quantize", "zoo:resnet-digits", "--seed", "x"], "--seed"),
         (["quantize", "zoo:resnet-digits", "--nonsense"], "--nonsense"),
@@ -205,6 +221,7 @@ def test_bench_writes_one_file_a_job_and_skips_it(tmp_path: Path, digits: Path, 
         (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--set", "synthesis.nothing=1"], "nothing"),
         (["quantize"], "MODEL"),
         (["evaluate", "zoo:resnet-digits"], "--eval"),
+        (["evaluate", "absent", "--eval", "absent.npz"], "no folder absent"),
         (["export", "absent"], "is not the folder of a result"),
         (["report", "absent"], "is not the folder of a result"),
         (["recipes", "absent"], "absent"),
@@ -243,8 +260,9 @@ def test_full_disk_nan_and_interruption(monkeypatch: pytest.MonkeyPatch, tmp_pat
         monkeypatch.setattr(job, "_quantize", stop)
 
     argv = [*RTN, "--out", str(tmp_path / "out")]
-    raising(OSError(errno.ENOSPC, "No space left on device"))
-    assert "no space left" in failing(argv, capsys)
+    for full in (OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")):
+        raising(full)
+        assert "no space left" in failing(argv, capsys)
     error = FloatingPointError("loss term KL is not finite in pixels.3")
     error.add_note("step 2 of rtn: FineTune")
     raising(error)
@@ -327,6 +345,11 @@ def test_help_names_every_command() -> None:
     answer = run(["--help"], check=True)
     for command in ("quantize", "evaluate", "export", "report", "recipes", "bench", "demo"):
         assert command in answer.stdout
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from dreamquant.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, stdout=subprocess.DEVNULL, check=True)
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:

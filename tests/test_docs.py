@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 
 import pytest
@@ -19,6 +20,14 @@ MODULES = [
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str) -> None:
     assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_public_words_are_there_whatever_was_imported_before() -> None:
+    for module in ("dreamquant.evaluate", "dreamquant.export"):
+        importlib.import_module(module)
+    assert inspect.isfunction(dreamquant.evaluate) and inspect.isfunction(dreamquant.export)
+    assert set(dreamquant.__all__) <= set(dir(dreamquant)) and all(hasattr(dreamquant, name) for name in dreamquant.__all__)
+    assert not hasattr(dreamquant, "nothing")
 
 
 def test_there_are_examples() -> None:

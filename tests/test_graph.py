@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
 from dreamquant import Images, Model, graph
 from dreamquant.quant.ranges import LpSearch
@@ -210,3 +212,18 @@ def test_weight_ranges_lower_the_error_of_weights(model: Model) -> None:
 
     plain, fixed, following = error(None), error(SetWeightRanges(LpSearch(2.0))), error(NarrowWeightRanges(LpSearch(2.0)))
     assert fixed < plain and following < plain
+
+
+def test_ends_of_activations_that_only_clip() -> None:
+    class Clips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.six, self.soft = nn.ReLU6(), nn.Hardswish()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.hardtanh(self.six(F.relu(x)), -0.5)
+            return self.soft(torch.clamp(x, max=2).clamp(0.25, 3))
+
+    net = fx.symbolic_trace(Clips())
+    ends = [graph.clip_of(net, node) for node in graph.of_kind(net, "act")]
+    assert ends == [(0, math.inf), (0, 6), (-0.5, 1), (-math.inf, 2), (0.25, 3), None]

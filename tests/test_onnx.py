@@ -13,6 +13,7 @@ from torch import Tensor
 from dreamquant.export.check import check, session_of
 from dreamquant.export.onnx import export
 from dreamquant.quant.freeze import freeze
+from dreamquant.quant.program import levels, weight
 from dreamquant.quant.ranges import LpSearch
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.quant.student import convert
@@ -71,7 +72,31 @@ class Pools(nn.Module):
         return self.head(F.adaptive_avg_pool2d(x, 3).flatten(1))
 
 
-NETS = {"resnet": small, "depthwise": lambda: DepthwiseNet((8, 16, 16), 3, 4), "shuffle": Shuffle, "tokens": Tokens, "pools": Pools}
+class Swish(nn.Module):
+    """A MobileNetV3 block: activations that do more than clip, squeeze-and-excitation, a residual addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.deep = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.BatchNorm2d(8), nn.SiLU())
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.Hardsigmoid())
+        self.out = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.bn(self.stem(x)))
+        y = self.deep(x)
+        return self.head((x + self.out(y * self.gate(y))).mean([2, 3]))
+
+
+NETS = {
+    "resnet": small,
+    "depthwise": lambda: DepthwiseNet((8, 16, 16), 3, 4),
+    "shuffle": Shuffle,
+    "tokens": Tokens,
+    "pools": Pools,
+    "swish": Swish,
+}
 
 
 @pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4", "w3a3", "w2a2", "w4a32"])
@@ -97,9 +122,33 @@ def test_families_export(net: str, bits: str, tmp_path: Path) -> None:
     quantized = freeze(student_of(NETS[net](), scheme_of(bits)), {})
     found = export(quantized, tmp_path / "net.onnx", images=images(32)).check
     assert found is not None and found.classes >= 3  # with one class, agreement would say nothing
-    assert found.agreement >= 31 / 32 and found.relative < 0.02
-    least = {"resnet": 1, "depthwise": 1, "shuffle": 1, "tokens": 0.8, "pools": 0.3}[net]
+    assert found.agreement >= 31 / 32 and found.relative < 0.05  # a rounding may fall to the other side
+    least = {"resnet": 1, "depthwise": 1, "shuffle": 1, "tokens": 0.8, "pools": 0.75, "swish": 1}[net]
     assert found.coverage >= least
+
+
+def test_what_hardswish_reads_has_a_grid_at_deployment_alone() -> None:
+    student = student_of(Swish(), scheme_of("w4a4"))
+    spare = {name: q for name, q in student.activation_quantizers().items() if name in ("bn", "deep_1")}
+    assert len(spare) == 2 and not any(q.live for q in spare.values()) and {q.format.bits for q in spare.values()} == {8}
+    grids = [op for op in freeze(student, {}).deployed().program if op.kind == "grid"]
+    assert len([op for op in grids if op.inputs[0] in ("stem", "deep_0")]) == 2 and all(op.numbers["live"] for op in grids)
+    assert "bn1" not in student_of(small(), scheme_of("w4a4")).activation_quantizers()  # ReLU is the limit of its own grid
+
+
+def test_grouped_convolutions_of_8_bits_are_deployed_without_zero_points(tmp_path: Path) -> None:
+    deep = nn.Conv2d(8, 8, 3, groups=8)
+    deep.weight.data[:4] = deep.weight.data[:4].abs() + 0.1  # levels from 0 to 255
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), deep, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    quantized = freeze(student_of(net, scheme_of("w8a8")), {})
+    (before,), (after,) = ([op for op in q.program if op.numbers.get("groups") == 8] for q in (quantized, quantized.deployed()))
+    assert before.tensors["zero"].any() and not after.tensors["zero"].any()
+    assert levels(after).abs().max() == 127
+    off = (weight(after) - weight(before)).flatten(1).abs().amax(1)
+    assert (off <= after.tensors["scale"] * 0.5001).all() and (after.tensors["scale"] <= before.tensors["scale"] * 2.01).all()
+    assert export(quantized, tmp_path / "net.onnx", images=images(32)).check.agreement == 1  # type: ignore[union-attr]
+    four = freeze(student_of(net, scheme_of("w4a8")), {})
+    assert [op.tensors["zero"].any() for op in four.deployed().program if op.numbers.get("groups") == 8] == [True]
 
 
 def test_weights_take_half_a_byte_in_the_file(tmp_path: Path) -> None:

@@ -106,6 +106,11 @@ def test_equal_folders_give_equal_pages(tmp_path: Path) -> None:
     assert write_report(first).read_bytes() == write_report(second).read_bytes()
 
 
+def test_files_that_could_not_be_read_are_counted_and_named(tmp_path: Path) -> None:
+    page = write_report(make_folder(tmp_path / "job", {**RESULT, "unreadable": [f"cat/{n}.png" for n in range(6)]})).read_text()
+    assert "6 files of the evaluation data could not be read: cat/0.png" in page and "and 2 more (all in result.json)" in page
+
+
 def test_a_folder_without_a_result_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="result.json is missing"):
         write_report(tmp_path)
@@ -135,6 +140,12 @@ def test_charts() -> None:
     assert "layer&lt;1&gt;" in noise_chart([{"name": "layer<1>", "sqnr_db": 12.0}])
     assert curve_chart("x", [(0, {"a": 1.0})]) == ""
     assert "<svg" in curve_chart("x", [(0, {"a": 1.0}), (1, {"a": -1.0, "b": 2.0}), (2, {})])
+
+
+def test_a_curve_names_what_is_counted() -> None:
+    points = [(0, {"a": 1.0}), (1, {"a": 0.5})]
+    assert ">tensors</text>" in curve_chart("steps.0/sensitivity: tensors", points)
+    assert ">iterations</text>" in curve_chart("images.0/dreaming: batches.2/dreaming", points)
 
 
 def test_decibels() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -62,6 +63,29 @@ def kind(graph: fx.GraphModule, node: fx.Node) -> str:
         found = next((name for cls, name in MODULES if isinstance(module, cls)), "other")
         return "other" if found == "bn" and module.running_mean is None else found
     return CALLS.get(node.target, "other") if node.op.startswith("call") else node.op
+
+
+def clip_of(graph: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
+    """The ends between which an activation clips its input; None for one that does not only clip."""
+    match graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target:
+        case nn.ReLU() | F.relu | torch.relu | "relu":
+            return 0.0, math.inf
+        case nn.ReLU6() | F.relu6:
+            return 0.0, 6.0
+        case nn.Hardtanh(min_val=low, max_val=high):
+            return low, high
+        case F.hardtanh:
+            return _ends(node, {"min_val": -1.0, "max_val": 1.0})
+        case torch.clamp | "clamp":
+            return _ends(node, {"min": -math.inf, "max": math.inf})
+    return None
+
+
+def _ends(node: fx.Node, usual: dict[str, float]) -> tuple[float, float] | None:
+    """The two arguments of a call that limit its first; None where they are not known before it runs."""
+    given = dict(zip(usual, node.args[1:], strict=False)) | dict(node.kwargs)
+    low, high = (usual[name] if given.get(name) is None else given[name] for name in usual)
+    return (float(low), float(high)) if isinstance(low, int | float) and isinstance(high, int | float) else None
 
 
 def of_kind(graph: fx.GraphModule, *kinds: str) -> list[fx.Node]:

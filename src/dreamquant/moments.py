@@ -97,18 +97,6 @@ def moments(model: Model) -> Mapping[str, Spread]:
     return going.spreads
 
 
-def clip_of(net: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
-    """The ends between which an activation clips its input; None for one that does not only clip."""
-    match net.get_submodule(str(node.target)) if node.op == "call_module" else node.target:
-        case nn.ReLU() | F.relu | torch.relu | "relu":
-            return 0.0, math.inf
-        case nn.ReLU6() | F.relu6:
-            return 0.0, 6.0
-        case nn.Hardtanh(min_val=low, max_val=high):
-            return low, high
-    return None
-
-
 def activation(net: fx.GraphModule, node: fx.Node) -> Callable[[Tensor], Tensor]:
     """The function of one tensor that an activation or gate computes."""
 
@@ -128,7 +116,7 @@ def floor(net: fx.GraphModule, node: fx.Node) -> float:
     """A value that no element of this tensor is below; -inf where none is known."""
     kind = graph.kind(net, node)
     if kind == "act":
-        return (clip_of(net, node) or (-math.inf,))[0]
+        return (graph.clip_of(net, node) or (-math.inf,))[0]
     if kind not in ("move", "mean", "add", "cat"):
         return -math.inf
     sources = [floor(net, source) for source in node.all_input_nodes]
@@ -230,7 +218,7 @@ class _Propagation(fx.Interpreter):
         return Spread(mean, (1 - CORRELATION) * apart + CORRELATION * together, x.guessed + 1)
 
     def _activated(self, n: fx.Node, x: Spread) -> Spread:
-        clip = clip_of(self.net, n)
+        clip = graph.clip_of(self.net, n)
         mean, var = clipped(x.mean, x.var, *clip) if clip else through(activation(self.net, n), x.mean, x.var)
         return Spread(mean, var, x.guessed)
 

@@ -160,6 +160,8 @@ class Loop:
         for key, state in unpack(note["live"], tensors).items():
             self.live[key].load_state_dict(state)
         self.stopped = note["stopped"]
+        for text in note.get("notes", ()):
+            self.run.note(text)
         return int(note["next"])
 
     def save(self, following: int) -> None:
@@ -170,7 +172,7 @@ class Loop:
         tensors: dict[str, Tensor] = {}
         live = pack({key: value.state_dict() for key, value in self.live.items()}, tensors)
         file.parent.mkdir(parents=True, exist_ok=True)
-        note = {"next": following, "stopped": self.stopped, "live": live}
+        note = {"next": following, "stopped": self.stopped, "notes": self.run.notes, "live": live}
         save_file(tensors, file.with_suffix(".part"), {"note": json.dumps(note)})
         os.replace(file.with_suffix(".part"), file)
 

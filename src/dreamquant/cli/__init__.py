@@ -34,8 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def told(error: Exception) -> list[str] | None:
     """The lines that tell a user's mistake or a full machine; None for an error that is ours."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        words = f"no space left on the disk{f' for {error.filename}' if error.filename else ''}; free some, and the same command resumes"
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):  # safetensors has errors of its own
+        file = getattr(error, "filename", None)
+        words = f"no space left on the disk{f' for {file}' if file else ''}; free some, and the same command resumes"
     elif isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         words = f"{error.filename}: {(error.strerror or 'cannot be read').lower()}" if error.filename else str(error)
     elif isinstance(error, FloatingPointError):

@@ -103,6 +103,8 @@ def evaluate(
     from dreamquant.job import Job, float_model_of, measured
     from dreamquant.quant.quantized import QuantizedModel
 
+    if not Path(model).is_dir() and ":" not in model and not model.endswith(".py"):
+        raise ValueError(f"no folder {model}; give that of a result, or a network, as zoo:NAME or path/file.py:function")
     images = LabelledImages.open(data)
     if Path(model).is_dir():
         folder = Path(model)
@@ -181,5 +183,5 @@ def result_file(folder: Path) -> Path:
     """The quantized model in the folder of a result; ValueError when there is none."""
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise ValueError(f"{folder} is not the folder of a result: there is no {path.name}; `dreamquant quantize --out {folder}` makes one")
+        raise ValueError(f"{folder} is not the folder of a result: there is no {path.name}; `dreamquant quantize MODEL --out DIR` makes one")
     return path

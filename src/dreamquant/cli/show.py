@@ -14,7 +14,7 @@ from rich.table import Table
 import dreamquant.recipes as methods
 from dreamquant.choose import modifiers
 from dreamquant.export import ExportReport
-from dreamquant.report.page import headline, kilobytes, percent
+from dreamquant.report.page import headline, kilobytes, left_out, percent
 
 
 def _print(console: Console, text: str) -> None:
@@ -33,7 +33,7 @@ def result(found: dict[str, Any], folder: Path) -> None:
     for name, why in found["left_in_float"].items():
         _print(console, f"left in floating point: {name} ({why})")
     if found["unreadable"]:
-        _print(console, f"note: {len(found['unreadable'])} files of the evaluation data could not be read, as {found['unreadable'][0]}")
+        _print(console, f"note: {left_out(found['unreadable'])}")
     _print(console, f"model:  {folder / 'model.safetensors'}")
     _print(console, f"report: {folder / 'report.html'}")
 
@@ -55,7 +55,7 @@ def scores(found: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     if found["unreadable"]:
-        _print(console, f"note: {len(found['unreadable'])} files could not be read, as {found['unreadable'][0]}")
+        _print(console, f"note: {left_out(found['unreadable'])}")
 
 
 def exported(written: ExportReport) -> None:

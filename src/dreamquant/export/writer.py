@@ -116,7 +116,7 @@ class Writer:
         """Whether a runtime can run a layer on integers: it reads a grid, and a convolution also writes one.
 
         Such a layer is never written with weights in floats: ONNX Runtime would quantize them again, symmetrically, and give
-        other results. Grouped convolutions with asymmetric weights of 8 bits are slow there, but exact.
+        other results.
         """
         if self.floating or "bias32" not in op.tensors:
             return False

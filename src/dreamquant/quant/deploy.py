@@ -2,7 +2,8 @@
 
 BatchNorm goes into the scales of the layer before it, exactly: a negative factor turns a code into its complement and the
 zero point z into -1 - z. Biases become 32-bit integers in units of input scale x weight scale. A ReLU or clamp before a
-grid becomes the grid's own limits. Every grid is live and stands again behind each op that moves values.
+grid becomes the grid's own limits. Every grid is live and stands again behind each op that moves values. Grouped
+convolutions of 8 bits lose their zero points, for which kernels are many times slower: their weights are rounded again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamquant.quant.program import MOVES, Op
+from dreamquant.quant.program import MOVES, Op, levels, wide
 from dreamquant.quant.quantized import QuantizedModel, grid_of
 
 LARGEST = 2**31 - 1
@@ -126,6 +127,8 @@ def _whole(program: list[Op]) -> Iterable[Op]:
     for op in live:
         grid = grid_of(by, op.inputs[0]) if op.inputs else None
         if op.kind in ("conv", "linear") and grid is not None:
+            if op.kind == "conv" and op.numbers["groups"] > 1 and op.numbers["bits"] == 8:
+                op = _without_zero_points(op)
             op = _with_integers(op, float(grid.numbers["scale"]))
         yield _renamed(op, same)
         if op.kind == "call" and op.function() in MOVES and op.function() not in TUPLES and grid_of(by, op.name) and op.name in readers:
@@ -133,6 +136,15 @@ def _whole(program: list[Op]) -> Iterable[Op]:
             again = f"{op.name}.grid"
             yield Op("grid", again, (op.name,), {**grid.numbers, "again": True})
             same[op.name] = again
+
+
+def _without_zero_points(op: Op) -> Op:
+    """A layer whose levels are signed bytes; a channel whose levels were not takes a coarser scale."""
+    whole = levels(op).double()
+    ratio = (whole.flatten(1).abs().amax(1) / 127).clamp_min(1)
+    codes = torch.round(whole / wide(ratio, whole.ndim)).to(torch.int8)
+    scale = (op.tensors["scale"].double() * ratio).float()
+    return replace(op, tensors={**op.tensors, "codes": codes, "zero": torch.zeros_like(op.tensors["zero"]), "scale": scale})
 
 
 def _with_integers(op: Op, step: float) -> Op:

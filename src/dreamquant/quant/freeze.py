@@ -9,11 +9,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor, fx
 
+from dreamquant.quant.names import FLOAT_LAYERS, IGNORED, MODULES, name_of
 from dreamquant.quant.program import NoForm, Op, bound, encode
 from dreamquant.quant.quantized import Facts, QuantizedModel
 from dreamquant.quant.quantizer import Quantizer
 from dreamquant.quant.student import QuantConv2d, QuantLinear, Student
-from dreamquant.quant.vocabulary import FLOAT_LAYERS, IGNORED, MODULES, name_of
 
 
 def freeze(student: Student, provenance: Mapping[str, Any]) -> QuantizedModel:

@@ -61,6 +61,10 @@ class Scheme:
     layers: tuple[tuple[str, Int], ...] = ()
     tensors: tuple[tuple[str, Int], ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.ends is not None and not 2 <= self.ends <= 8:
+            raise ValueError(f"ends of {self.ends} bits: the first and the last layer take 2 to 8")
+
     def __repr__(self) -> str:
         """Evaluates back; `tensors` is left out where it is empty, so that records from before it existed stay equal."""
         shown = [field.name for field in fields(self) if field.name != "tensors" or self.tensors]

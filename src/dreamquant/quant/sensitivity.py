@@ -153,7 +153,7 @@ class SwapOneLayer:
         found, pixels = _Found(), pixels[: self.count]
         with _float(student), torch.no_grad():
             target, walk = student.net(pixels), Walk(student.net, pixels)
-            for number in (loop := run.loop("sensitivity", len(places), found=found)):
+            for number in (loop := run.loop("sensitivity: tensors", len(places), found=found)):
                 place = places[number]
                 tried = _grids(place, walk.to(place.node), self.ranges, bits)
                 losses = found.losses[place.name] = [divergence(walk.rest(), target, self.temperature) for _ in tried]
@@ -181,7 +181,7 @@ class FollowGradient:
             gradients = self._gradients(student.net, places, pixels, run)
             with torch.no_grad():
                 walk = Walk(student.net, pixels)
-                for number in (loop := run.loop("sensitivity", len(places), found=found)):
+                for number in (loop := run.loop("sensitivity: tensors", len(places), found=found)):
                     place = places[number]
                     x = walk.to(place.node)
                     right, g = walk.run_node(place.node), gradients[place.name]

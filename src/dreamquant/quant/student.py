@@ -44,15 +44,19 @@ CHAIN = ("bn", "act")
 def written(net: fx.GraphModule) -> list[fx.Node]:
     """Every tensor an integer kernel writes: the end of a fused conv-bn-act or add-act chain, pools, the image.
 
-    Of other nodes (attention, LayerNorm), those that a convolution or linear reads. Integer-valued nodes do not count.
+    Before an activation that does more than clip (Hardswish, SiLU) also what the convolution gives it: no integer kernel
+    computes both. Of other nodes (attention, LayerNorm), those that a layer reads. Integer-valued nodes do not count.
     """
     found: list[fx.Node] = []
     for node in net.graph.nodes:
         kind = graph.kind(net, node)
+        convolved = kind == "conv"
         reads = any(graph.kind(net, r) in graph.LAYERS for r in graph.readers(net, node))
         if "shape" not in node.meta or (kind not in STARTS and not (kind in ("other", "gate", "bn") and reads)):
             continue
-        while len(node.users) == 1 and graph.kind(net, user := next(iter(node.users))) in CHAIN:
+        while len(node.users) == 1 and (follows := graph.kind(net, user := next(iter(node.users)))) in CHAIN:
+            if convolved and follows == "act" and graph.clip_of(net, user) is None:
+                found.append(node)
             node = user
         if node not in found and not any(u.op == "output" for u in node.users):
             found.append(node)

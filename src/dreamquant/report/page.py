@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dreamquant.progress import duration
 from dreamquant.report.pictures import bits_chart, curve_chart, front_chart, noise_chart
 
 CHARTS = 8  # loss curves shown; a large set is dreamed in many batches that look alike
+NAMED = 4  # unreadable files that are named
 PLACEMENTS = {
     "paper": "quantizers as in the papers: on weights and on what convolutions and linear layers take in; "
     "the deployed accuracy is that of integers with BatchNorm folded, every tensor quantized",
@@ -34,6 +36,7 @@ def write_report(folder: str | Path) -> Path:
         result=result,
         details=details,
         facts=headline(result),
+        left_out=left_out(result["unreadable"]),
         placement=PLACEMENTS.get(details.get("placement", ""), ""),
         dreamed=image_rows(result.get("images") or {}),
         sheet=base64.b64encode(preview.read_bytes()).decode() if preview.exists() else None,
@@ -79,6 +82,14 @@ def image_rows(images: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("batch_norm_deviation", "{:.3f}", "distance of BatchNorm statistics left, in units of the network's deviations"),
     )
     return [(key.replace("_", " "), form.format(images[key]), remark) for key, form, remark in rows if images.get(key) is not None]
+
+
+def left_out(unreadable: Sequence[str]) -> str:
+    """How many files of the evaluation data could not be read, and which; "" where all could."""
+    rest = len(unreadable) - NAMED
+    names = ", ".join(unreadable[:NAMED]) + (f" and {rest} more (all in result.json)" if rest > 0 else "")
+    count = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
+    return f"{count} of the evaluation data could not be read: {names}" if unreadable else ""
 
 
 def percent(share: float | None) -> str:

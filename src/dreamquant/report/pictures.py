@@ -75,7 +75,10 @@ def noise_chart(layers: Sequence[Mapping[str, object]]) -> str:
 
 
 def curve_chart(name: str, points: Sequence[tuple[int, Mapping[str, float]]]) -> str:
-    """The loss terms of one phase over its iterations, logarithmic where all are positive; "" for fewer than two points."""
+    """The loss terms of one phase over its iterations, or over what its name counts, as `sensitivity: tensors`.
+
+    Logarithmic where all are positive; "" for fewer than two points.
+    """
     if len(points) < 2:
         return ""
     figure, axes = _axes(4.4, 2.4)
@@ -88,7 +91,7 @@ def curve_chart(name: str, points: Sequence[tuple[int, Mapping[str, float]]]) ->
     if lowest > 0:
         axes.set_yscale("log")
     axes.set_title(name, fontsize=9, color=INK)
-    axes.set_xlabel("iteration", fontsize=8)
+    axes.set_xlabel(name.rpartition("/")[2].partition(": ")[2] or "iterations", fontsize=8)
     axes.legend(fontsize=7, frameon=False)
     return _svg(figure, name)
 

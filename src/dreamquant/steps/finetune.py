@@ -9,6 +9,7 @@ from dreamquant.learn import Learn
 from dreamquant.model import Model
 from dreamquant.quant.student import Student
 from dreamquant.run import Run
+from dreamquant.steps.notice import noticing
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,9 @@ class FineTune:
     batch: int = 64
 
     def __call__(self, student: Student, teacher: Model, images: Images, run: Run) -> None:
-        with student.training(self.learn.activations, self.learn.weights):
+        if not len(images):
+            raise ValueError("FineTune needs images; give the recipe a synthesis that dreams some")
+        with noticing(student, teacher, images, run), student.training(self.learn.activations, self.learn.weights):
             learner = self.learn.on(student, teacher)
             for number in (loop := run.loop("fine-tuning", self.iterations, learner=learner)):
                 learner.step(images.batch(number, self.batch, run.seed), number / self.iterations)

@@ -23,6 +23,7 @@ from dreamquant.quant.quantizer import Quantizer, acting
 from dreamquant.quant.rounding import Dropping, SoftRounding, drawn
 from dreamquant.quant.student import QuantConv2d, QuantLayer, QuantLinear, Student
 from dreamquant.run import Run, Stateful
+from dreamquant.steps.notice import noticing
 from dreamquant.steps.pieces import Blocks, Inputs, Pieces, some, through
 from dreamquant.synthesis.transforms import Transform, applied
 
@@ -80,6 +81,10 @@ class Reconstruct:
         for name, q in student.activation_quantizers().items():
             if q.live and not q.scale.isfinite():
                 raise ValueError(f"{name}: no range was ever measured; add a Calibrate step before Reconstruct")
+        with noticing(student, teacher, images, run):
+            self._rebuild(student, teacher, images, run)
+
+    def _rebuild(self, student: Student, teacher: Model, images: Images, run: Run) -> None:
         pieces = self.pieces(teacher.net)
         parts = [graph.cut_out(student.net, (start,), end) for _, start, end in pieces]
         torch.manual_seed(run.number("views"))
