@@ -36,6 +36,10 @@ def tiny(recipe: Recipe) -> Recipe:
     settings = ["synthesis.count=16", "synthesis.batch=8", "synthesis.iterations=2"] if hasattr(recipe.synthesis, "iterations") else []
     learning = {type(step).__name__ for step in recipe.steps} & {"FineTune", "Reconstruct"}
     settings += [f"steps.{name}.iterations=2" for name in sorted(learning)]
+    if "CoTrain" in {type(step).__name__ for step in recipe.steps}:
+        settings += ["steps.CoTrain.dream.batch=8", "steps.CoTrain.count=16"]
+        stages = next(step.stages for step in recipe.steps if type(step).__name__ == "CoTrain")  # type: ignore[attr-defined]
+        settings += [f"steps.CoTrain.stages.{i}.iterations=2" for i, stage in enumerate(stages) if hasattr(stage, "iterations")]
     for setting in settings:
         recipe = changed(recipe, setting)
     return recipe

@@ -58,7 +58,7 @@ class Dream:
         buffer = ImageBuffer()
         for number in run.loop("drawing images", len(chunks), buffer=buffer):
             count = len(chunks[number])
-            others = balanced(max(0, self.batch - count), model.classes)
+            others = balanced(self.batch, model.classes)[count:]
             condition = self.conditioner.of(model, torch.cat([chunks[number].cpu(), others]))
             with torch.no_grad():
                 buffer.add(self.images(model, generator, condition)[slice(count)])

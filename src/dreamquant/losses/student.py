@@ -35,8 +35,8 @@ class SoftLabel(Loss[Pair]):
     def __call__(self, seen: Pair) -> Tensor:
         target = F.log_softmax(seen.logits / self.temperature, 1)
         mine = F.log_softmax(seen.student.logits / self.temperature, 1)
-        reduction = "mean" if self.per_class else "batchmean"
-        return F.kl_div(mine, target, reduction=reduction, log_target=True) * self.temperature**2
+        loss = F.kl_div(mine, target, reduction="batchmean", log_target=True) * self.temperature**2
+        return loss / mine.shape[1] if self.per_class else loss
 
 
 @dataclass(frozen=True)
