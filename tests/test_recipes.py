@@ -36,6 +36,13 @@ def tiny(recipe: Recipe) -> Recipe:
     settings = ["synthesis.count=16", "synthesis.batch=8", "synthesis.iterations=2"] if hasattr(recipe.synthesis, "iterations") else []
     learning = {type(step).__name__ for step in recipe.steps} & {"FineTune", "Reconstruct"}
     settings += [f"steps.{name}.iterations=2" for name in sorted(learning)]
+    if "CoTrain" in {type(step).__name__ for step in recipe.steps}:
+        settings += ["steps.CoTrain.dream.batch=8", "steps.CoTrain.count=16"]
+        stages = next(step.stages for step in recipe.steps if type(step).__name__ == "CoTrain")  # type: ignore[attr-defined]
+        sizes = {"iterations": 2, "count": 16}
+        settings += [
+            f"steps.CoTrain.stages.{i}.{key}={n}" for i, stage in enumerate(stages) for key, n in sizes.items() if hasattr(stage, key)
+        ]
     for setting in settings:
         recipe = changed(recipe, setting)
     return recipe

@@ -21,7 +21,7 @@ from dreamquant.inspection import inspect
 from dreamquant.intake import load_model
 from dreamquant.model import Model
 from dreamquant.quant.quantized import QuantizedModel
-from dreamquant.recipe import Recipe
+from dreamquant.recipe import Recipe, dreams
 from dreamquant.report import write_report
 from dreamquant.report.layers import layer_rows
 from dreamquant.report.pictures import sheet
@@ -132,11 +132,14 @@ def quantize_job(
 
 
 def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str) -> None:
-    """Run the recipe; leaves model.safetensors, images/ and, last, report.json, which says that all of it is there."""
+    """Run the recipe; leaves model.safetensors, images/, where one was trained generator.safetensors, and, last,
+    report.json, which says that all of it is there."""
     model.to(run.device)
     images = recipe.dream(model, run)
     quantized = recipe.quantize(model, images, run)
     quantized.save(folder / "model.safetensors")
+    images = (run.kept.images or images).to(run.device)
+    run.kept.save_generator(folder, {"model": model.name, "seed": run.seed, "dream": repr(dreams(recipe)[-1:])})
     if len(images):
         images.save(folder / "images")
         with replacing(folder / "images" / "preview.png") as temporary:

@@ -15,7 +15,7 @@ from dreamquant.quant.quantizer import Acting, PassAll
 from dreamquant.quant.student import Student
 from dreamquant.run import Stateful
 from dreamquant.synthesis.transforms import Transform, applied
-from dreamquant.trace import Pair, Watch, pair
+from dreamquant.trace import Pair, Trace, Watch, pair
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,17 @@ class Learner:
         self.teacher = Watch(teacher, self.objective.needs)
         self.student = Watch(teacher, self.objective.needs - {"bn"}, student.net)
 
-    def step(self, images: Images, done: float) -> None:
-        """One update on one batch; `done` is the share of the loop before it."""
+    def step(self, images: Images, done: float, seen: Trace | None = None) -> None:
+        """One update on one batch; `done` is the share of the loop before it.
+
+        `seen` is what the teacher did with the batch, where that is known: it is used where it will do.
+        """
         pixels = applied(self.learn.transforms, images.pixels)
         harder = "pixels" in self.objective.needs  # a term climbs from these pixels: they need gradients, through the teacher too
         images = replace(images, pixels=pixels.detach().requires_grad_(harder))
-        with torch.set_grad_enabled(harder):
-            seen = self.teacher(images)
+        if seen is None or harder or self.learn.transforms or not self.teacher.needs - {"student"} <= seen.watch.needs:
+            with torch.set_grad_enabled(harder):
+                seen = self.teacher(images)
         loss = self.objective(pair(seen, self.student(images), done=done))
         self.optimizer.zero_grad()
         loss.backward(inputs=self.mine)

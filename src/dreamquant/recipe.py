@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from dreamquant import __version__
+from dreamquant.dream import Dream
 from dreamquant.images import ImageBuffer, Images
 from dreamquant.losses.algebra import Sum
 from dreamquant.model import Model
@@ -72,13 +73,15 @@ class Recipe:
         cached = run.images_cache / digest(self.synthesis, model, run.seed) if run.images_cache else None
         if cached and (cached / "images.safetensors").exists():
             run.seconds["synthesis"] += float(Images.note(cached)["seconds"])  # what these images cost when they were dreamed
+            run.kept.load_generator(cached)
             return Images.load(cached).to(run.device)
         buffer = ImageBuffer()
         with run.clock("synthesis"), _about(f"synthesis of {self.name}"):
-            for _ in run.loop("images", 1, buffer=buffer):
+            for _ in run.loop("images", 1, buffer=buffer, kept=run.kept):
                 buffer.add(self.synthesis(model, run))
         images = buffer.all().to(run.device)
         if cached and len(images):
+            run.kept.save_generator(cached)
             images.save(
                 cached, {"model": model.name, "synthesis": repr(self.synthesis), "seed": run.seed, "seconds": run.seconds["synthesis"]}
             )
@@ -91,10 +94,10 @@ class Recipe:
             for part in self.prepare:
                 teacher = part(teacher)
             student = convert(teacher, self.scheme.on(teacher, images, run))
-            for number in run.loop("steps", len(self.steps), student=student):
+            for number in run.loop("steps", len(self.steps), student=student, kept=run.kept):
                 with _about(f"step {number + 1} of {self.name}: {type(self.steps[number]).__name__}"):
                     self.steps[number](student, teacher, images, run)
-            return freeze(student, self.provenance(model, images, run))
+            return freeze(student, self.provenance(model, run.kept.images or images, run))
 
     def provenance(self, model: Model, images: Images, run: Run) -> Mapping[str, Any]:
         """What made the result, for the record."""
@@ -127,8 +130,13 @@ class _about:
 
 def reads_batch_norm(recipe: Recipe) -> bool:
     """Whether the images are dreamed from BatchNorm's statistics."""
-    loss = getattr(recipe.synthesis, "loss", None)
-    return loss is not None and "bn" in loss.wants()
+    parts = [recipe.synthesis, *dreams(recipe)]
+    return any("bn" in part.loss.wants() for part in parts if hasattr(part, "loss"))
+
+
+def dreams(recipe: Recipe) -> list[Dream]:
+    """The trained generators of a recipe; the result keeps the last one."""
+    return [part.dream for part in (recipe.synthesis, *recipe.steps) if hasattr(part, "dream")]
 
 
 def digest(synthesis: Synthesis, model: Model, seed: int) -> str:

@@ -16,8 +16,12 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from dreamquant.images import Images
+
+GENERATOR = "generator.safetensors"
 
 
 class Stateful(Protocol):
@@ -76,6 +80,35 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {unpack(k, tensors): unpack(v, tensors) for k, v in value["{"]}
 
 
+class Kept:
+    """What parts leave for the result besides the student: images, and the generator that made them. Live."""
+
+    def __init__(self) -> None:
+        self.images: Images | None = None
+        self.generator: Mapping[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        images = {} if self.images is None else {"images": self.images.state_dict()}
+        return {"generator": dict(self.generator), **images}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator = state["generator"]
+        self.images = Images(**state["images"]) if "images" in state else None
+
+    def save_generator(self, folder: Path, note: Mapping[str, Any] | None = None) -> None:
+        """Write `folder/generator.safetensors` atomically, with a note beside the tensors; nothing where there is none."""
+        if self.generator:
+            folder.mkdir(parents=True, exist_ok=True)
+            part = folder / f"generator.{os.getpid()}.part"
+            save_file({k: v.detach().cpu().contiguous() for k, v in self.generator.items()}, part, {"note": json.dumps(dict(note or {}))})
+            os.replace(part, folder / GENERATOR)
+
+    def load_generator(self, folder: Path) -> None:
+        """Read what `save_generator` wrote, if it did."""
+        if (folder / GENERATOR).exists():
+            self.generator = load_file(folder / GENERATOR)
+
+
 class Run:
     """One job. Stateful: it knows which loops it is in, and what they showed."""
 
@@ -96,6 +129,7 @@ class Run:
         self.loops: list[Loop] = []
         self.curves: dict[str, list[tuple[int, dict[str, float]]]] = {}
         self.fronts: dict[str, dict[str, Any]] = {}  # what allocations of bits weighed up, for the report
+        self.kept = Kept()
         self.seconds: dict[str, float] = {"synthesis": 0.0, "quantize": 0.0}
         self.notes: list[str] = []
 

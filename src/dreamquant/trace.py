@@ -168,6 +168,14 @@ class Trace:
     at: Mapping[str, tuple[Tensor, ...]]  # by need
     watch: Watch
     again: Callable[..., Any]  # (pixels=None, batch_statistics=False) -> the same, on something else
+    done: float = field(default=0.0, kw_only=True)  # share of the training before this batch
+
+    def detached(self) -> Trace:
+        """The same without its graph, for another reader."""
+        moments = {name: replace(m, first=m.first.detach(), second=m.second.detach()) for name, m in self.moments.items()}
+        at = {need: tuple(tensor.detach() for tensor in tensors) for need, tensors in self.at.items()}
+        images = replace(self.images, pixels=self.images.pixels.detach())
+        return Trace(images, self.logits.detach(), moments, at, self.watch, self.again, done=self.done)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +184,6 @@ class Pair(Trace):
 
     student: Trace = field(kw_only=True)
     origin: Pair | None = field(default=None, kw_only=True)  # the pair this one was perturbed from
-    done: float = field(default=0.0, kw_only=True)  # share of the training before this batch
 
 
 def pair(teacher: Trace, student: Trace, origin: Pair | None = None, done: float = 0.0) -> Pair:

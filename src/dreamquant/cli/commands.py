@@ -183,5 +183,7 @@ def result_file(folder: Path) -> Path:
     """The quantized model in the folder of a result; ValueError when there is none."""
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise ValueError(f"{folder} is not the folder of a result: there is no {path.name}; `dreamquant quantize MODEL --out DIR` makes one")
+        raise ValueError(
+            f"{folder} is not the folder of a result: there is no {path.name}; `dreamquant quantize MODEL --out DIR` makes one"
+        )
     return path

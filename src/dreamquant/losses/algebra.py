@@ -93,6 +93,9 @@ class Objective(nn.Module, Generic[R]):
         """Losses with a memory take in a finished batch, as the network sees it without any transform."""
         if self.memories:
             with torch.no_grad():
-                seen = watch(images)
-                for _, term in self.terms:
-                    term.remember(seen)
+                self.take_in(watch(images))
+
+    def take_in(self: Objective[Trace], seen: Trace) -> None:
+        """Losses with a memory take in a batch that was seen."""
+        for _, term in self.terms:
+            term.remember(seen)

@@ -80,6 +80,7 @@ class Rule(nn.Module):
     """Quantize; the gradient passes unchanged, clipped elements included (the min-max family of the papers)."""
 
     learns: bool = False
+    everywhere: bool = False  # acts on quantizers that are not live, too
 
     def grid(self, q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
         return q.scale, q.zero
@@ -137,6 +138,8 @@ class LearnedClip(Rule):
 class Watching(Rule):
     """Values pass unchanged and are observed; the grid is set when the block ends."""
 
+    everywhere = True
+
     def __init__(self, observer: Observer) -> None:
         super().__init__()
         self.observer = observer
@@ -144,6 +147,28 @@ class Watching(Rule):
     def forward(self, q: Quantizer, x: Tensor) -> Tensor:
         self.observer.see(x.detach())
         return x
+
+
+class Tracking(Rule):
+    """Values are quantized by a grid that spans the mean of the batches' extremes so far, each new one weighing 1 - momentum.
+
+    The average is divided by the weight it has, so that a constant stream gives that constant from the first batch on.
+    """
+
+    everywhere = True
+    seen: Tensor
+
+    def __init__(self, momentum: float, device: torch.device) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("seen", torch.zeros(3, device=device))  # low, high, weight: saved with the network
+
+    def forward(self, q: Quantizer, x: Tensor) -> Tensor:
+        now = torch.stack([x.detach().amin(), x.detach().amax(), torch.ones_like(self.seen[0])])
+        self.seen.mul_(self.momentum).add_(now, alpha=1 - self.momentum)
+        low, high, weight = self.seen
+        q.set(*to_grid(low / weight, high / weight, q.format))
+        return super().forward(q, x) if q.live else x
 
 
 class Quantizer(nn.Module):
@@ -165,7 +190,7 @@ class Quantizer(nn.Module):
         return self.rule.grid(self, x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.rule(self, x) if self.live or isinstance(self.rule, Watching) else x
+        return self.rule(self, x) if self.live or self.rule.everywhere else x
 
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of `x`, as a float tensor."""

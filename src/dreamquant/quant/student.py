@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from dreamquant import graph
 from dreamquant.model import Model
-from dreamquant.quant.quantizer import Acting, Following, PassAll, Quantizer, Watching, acting
+from dreamquant.quant.quantizer import Acting, Following, PassAll, Quantizer, Tracking, Watching, acting
 from dreamquant.quant.ranges import Ranges, to_grid
 from dreamquant.quant.scheme import Scheme
 
@@ -141,6 +141,20 @@ class Student:
             yield
         for q, rule in watching.items():
             q.set(*to_grid(*rule.observer.range(q.format), q.format))
+
+    @contextlib.contextmanager
+    def tracking(self, momentum: float) -> Iterator[None]:
+        """Inside, activations are quantized by grids that span a running mean of extremes; after it, the grids stand still.
+
+        What the mean has seen is part of the network's state meanwhile, so a loop inside can be resumed.
+        """
+        with acting({q: Tracking(momentum, q.scale.device) for q in self.activation_quantizers().values()}):
+            yield
+
+    def unmeasured(self) -> list[str]:
+        """The live activation quantizers whose range is neither known nor being measured."""
+        mine = self.activation_quantizers().items()
+        return [name for name, q in mine if q.live and not q.rule.everywhere and bool(q.scale.isnan().any())]
 
     @contextlib.contextmanager
     def training(self, activations: Acting | None = None, weights: Acting | None = None) -> Iterator[None]:

@@ -16,7 +16,7 @@ from typing import Any
 from dreamquant.losses.algebra import Loss, Sum
 from dreamquant.losses.student import FeatureMatch, HardLabel, OnHarderImages, SaliencyMatch, SoftLabel
 from dreamquant.quant.scheme import scheme_of
-from dreamquant.recipe import Recipe, Step
+from dreamquant.recipe import Recipe, Step, dreams
 from dreamquant.recipes import _fast, _paper
 from dreamquant.recipes.hast import HARD, HARD_PAPER
 from dreamquant.synthesis.pixels import NoImages, Noise
@@ -45,7 +45,7 @@ def synq_on(recipe: Recipe) -> Recipe:
     fine-tune is that of the `fast` recipes, whatever the recipe's effort. Raises ValueError where there are no images to
     filter, or the ideas are in the recipe.
     """
-    if isinstance(recipe.synthesis, NoImages | Noise):
+    if isinstance(recipe.synthesis, NoImages | Noise) and not dreams(recipe):
         raise ValueError(f"synq_on filters and learns from dreamed images, and {recipe.name} dreams none")
     steps = tuple(_taught(step, recipe.name) for step in recipe.steps)
     if not any(hasattr(step, "learn") for step in steps):

@@ -13,7 +13,7 @@ from dreamquant.losses.algebra import Loss, Objective
 from dreamquant.model import Model
 from dreamquant.optimizers import Adam, Decay, Exponential, Optimizer, pace
 from dreamquant.run import Run, Stateful
-from dreamquant.synthesis.generator import Generator, Upsampling
+from dreamquant.synthesis.generator import Decoder, Upsampling, shown
 from dreamquant.synthesis.pixels import balanced
 from dreamquant.synthesis.swing import Rewrite, Swing
 from dreamquant.trace import Trace, Watch
@@ -32,7 +32,7 @@ class OptimizeLatents:
     count: int = 1024
     batch: int = 128
     iterations: int = 4000
-    generator: Generator = Upsampling()
+    generator: Decoder = Upsampling()
     learn_latents: Optimizer = Adam(0.1, schedule=Decay((0.5, 0.7, 0.9)))
     learn_generator: Optimizer = Adam(0.01, schedule=Exponential(0.128))
     rewrite: Rewrite = Swing()
@@ -62,7 +62,7 @@ class OptimizeLatents:
         live: dict[str, Stateful] = {f"optimizer{number}": optimizer for number, optimizer in enumerate(optimizers)}
         live |= {"latents": nn.ParameterList([latents]), "generator": generator, "objective": objective}
         for step in (loop := run.loop("dreaming", self.iterations, **live)):
-            loss = objective(watch(Images(self._shown(model, generator(latents)), labels)))
+            loss = objective(watch(Images(shown(model, generator(latents), self.pixels), labels)))
             for optimizer, (part, _) in zip(optimizers, parts, strict=True):
                 optimizer.zero_grad()
                 pace(optimizer, part, step / self.iterations)
@@ -71,10 +71,4 @@ class OptimizeLatents:
                 optimizer.step()
             loop.show(**objective.values)
         with torch.no_grad():
-            return Images(self._shown(model, generator(latents)), labels)
-
-    def _shown(self, model: Model, unit: Tensor) -> Tensor:
-        if self.pixels is None:
-            return unit
-        mean, deviation = self.pixels
-        return model.normalise(mean + deviation * unit)
+            return Images(shown(model, generator(latents), self.pixels), labels)
