@@ -98,9 +98,7 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=0, help="epochs at the start that see 24x24 crops: nearly half the cost")
     parser.add_argument("--decay", type=float, default=5e-4, help="weight decay")
     parser.add_argument("--more", action="store_true", help="go on from the shipped weights, at a rate that rises and falls again")
-    parser.add_argument(
-        "--average", action="store_true", help="with --more: keep the mean of the ends of all cycles with --average, and of the one before"
-    )
+    parser.add_argument("--average", action="store_true", help="with --more: keep the mean of the ends of these cycles")
     args = parser.parse_args()
     entry = ENTRIES[args.name]
     torch.manual_seed(0)
