@@ -22,7 +22,7 @@ from dreamquant.report.layers import cka, layer_rows
 from dreamquant.steps.cotrain import CoTrain
 from dreamquant.synthesis.causal import ContentStyle, Styles
 from dreamquant.synthesis.conditions import Condition
-from dreamquant.synthesis.generator import Multiplied
+from dreamquant.synthesis.generator import ClassNormed, Multiplied
 from dreamquant.trace import Pair, Trace, Watch
 from oracles import FACTS, pair_of
 from test_generator import network
@@ -202,7 +202,11 @@ def test_it_is_gdfq_with_styles_and_one_more_loss() -> None:
     added = step.learn.loss.terms[-1]  # type: ignore[attr-defined]
     assert added == (2.5, StyleInvariance(threshold=0.1))
     assert step.learn.loss.terms[:-1] == plain.learn.loss.terms  # type: ignore[attr-defined]
-    assert replace(step, learn=plain.learn, dream=replace(step.dream, conditioner=plain.dream.conditioner)) == plain
+    dream = replace(step.dream, conditioner=plain.dream.conditioner, generator=plain.dream.generator)
+    assert replace(step, learn=plain.learn, dream=dream) == plain
+    fused, normed = step.dream.generator, plain.dream.generator
+    assert isinstance(fused, ContentStyle) and isinstance(normed, ClassNormed)
+    assert (fused.latent, fused.width, fused.affine) == (normed.latent, normed.width, normed.affine), "but for the product"
 
 
 @pytest.mark.parametrize("name", ["causal_dfq", "synq_on:causal_dfq"])

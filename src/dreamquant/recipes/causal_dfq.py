@@ -5,8 +5,9 @@ content is changed, and the relation of the two networks' representations should
 Kullback-Leibler divergence of what they say before and after, a weight lambda against the usual loss (GDFQ's), a
 threshold tau. No code was published, and the paper's text as we have it gives none of its constants: ours are the form of
 the losses, cosines of the features before the classifier as critic, temperature 0.1, two styles, lambda 1, tau 0, the
-teacher's features without gradient, the student alone learns from it, and all of GDFQ's schedule. docs/causal_dfq.md
-tells the causal graph.
+teacher's features without gradient, the student alone learns from it, normalisations that know the class in large
+generators, GDFQ's schedule, the divergence to the teacher as a mean over images. `fast`: gdfq's, and a generator of the
+large form. docs/causal_dfq.md tells the causal graph.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def causal_dfq(
     """Causal-DFQ: each class in several styles, and a student whose relation to the teacher no style changes."""
     agree = SoftLabel(20.0) + HardLabel() + weight * StyleInvariance(threshold=threshold)
     if effort == "fast":
-        step = _fast.cotrain(BatchNormDeviation() + 0.1 * ClassTarget(), agree, Styles(styles))
+        step = _fast.cotrain(ClassTarget() + BatchNormDeviation(), agree, Styles(styles), ContentStyle(width=64, affine=True))
     else:
         step = _paper.cotrain(ClassTarget() + 0.1 * BatchNormMatch(), agree, Styles(styles), BySide(large=ContentStyle()))
     return Recipe("causal_dfq", NoImages(), scheme_of(bits, ends), (step,))
