@@ -35,6 +35,7 @@ COLUMNS: dict[str, Callable[[Result], float | None]] = {
     "agreement": lambda r: points(r["agreement"]),
     "deployed": lambda r: points(r["deployed"]["top1"]) if r["deployed"] else None,
     "drop elsewhere": lambda r: next((drop(scores) for scores in r.get("also", {}).values()), None),
+    "cka": lambda r: points(r.get("cka")),
     "seconds dreaming": lambda r: r["seconds"]["synthesis"],
     "seconds after": lambda r: r["seconds"]["quantize"],
     "seconds": lambda r: r["seconds"]["total"],

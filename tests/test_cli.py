@@ -343,7 +343,7 @@ def test_devices() -> None:
 
 def test_help_names_every_command() -> None:
     answer = run(["--help"], check=True)
-    for command in ("quantize", "evaluate", "export", "report", "recipes", "bench", "demo"):
+    for command in ("quantize", "evaluate", "dream", "export", "report", "recipes", "bench", "demo"):
         assert command in answer.stdout
 
 

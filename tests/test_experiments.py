@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from dreamquant.choose import load_file
 from dreamquant.cli.bench import file_name, jobs_of, record
@@ -15,6 +16,7 @@ from dreamquant.synthesis.transforms import LowPass
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
 GRIDS = ["dreaming.py:third_party", "dreaming.py:matched", "dreaming.py:plugged"]
 GRIDS += [f"ablations.py:{name}" for name in ("ideas", "maps", "thresholds", "cutoffs", "counts")]
+GRIDS += [f"causal.py:{name}" for name in ("decoupling", "alignment", "weights", "thresholds")]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -43,3 +45,14 @@ def test_ideas_are_taken_out_one_by_one() -> None:
         assert (SaliencyMatch in terms) == ("2" in ideas)
         assert terms[HardLabel].max_difficulty == (0.7 if "3" in ideas else 1.0)
         assert recipe.synthesis == whole.synthesis
+
+
+def test_variance_is_shared_out_between_content_and_style() -> None:
+    """By sums of squares: effects of 3 and 1 that add, and one that needs both."""
+    shares = load_file(FOLDER / "causal.py").shares
+    content, style = torch.tensor([3.0, -3.0])[:, None, None], torch.tensor([1.0, -1.0])[None, :, None]
+    assert shares(content + 0 * style) == pytest.approx({"content": 1, "style": 0, "both": 0})
+    assert shares(7 + content + style) == pytest.approx({"content": 0.9, "style": 0.1, "both": 0}, abs=1e-6)
+    assert shares(content * style) == pytest.approx({"content": 0, "style": 0, "both": 1})
+    several = torch.randn(5, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert sum(shares(several).values()) == pytest.approx(1)

@@ -41,7 +41,8 @@ def belongs(folder: Path, fingerprint: Mapping[str, Any], job: Mapping[str, Any]
         before = json.loads(path.read_text())["fingerprint"]
         differs = [name for name in fingerprint if before.get(name) != fingerprint[name]]
         if differs:
-            state = "the result" if (folder / "result.json").exists() else "the unfinished work"
+            finished = any((folder / name).exists() for name in ("result.json", "images.safetensors"))
+            state = "the result" if finished else "the unfinished work"
             raise ValueError(f"{folder} holds {state} of another command ({', '.join(differs)} differs); choose another --out or delete it")
     write_json(path, {"fingerprint": dict(fingerprint), "job": dict(job)})
 

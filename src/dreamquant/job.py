@@ -181,6 +181,7 @@ def _measured(
         "size_bytes": {"fp32": float_bytes(model), "quantized": (folder / "model.safetensors").stat().st_size},
         **scores,
         "images": details.get("inspection"),
+        "cka": details.get("cka"),
         "eval": job.eval,
         "also": {name: measured(model, quantized, images) for name, images in further.items()},
         "layers": len(details["layers"]),

@@ -40,6 +40,14 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         raise ValueError(f"{option} {text!r}: write numbers with commas between them, as 0.5,0.5,0.5") from None
 
 
+def classes_of(text: str | None) -> tuple[int, ...]:
+    """`3,5` as classes; none where all are meant."""
+    parts = [] if text is None else [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--labels {text!r}: write numbers of classes with commas between them, as 3,5")
+    return tuple(map(int, parts))
+
+
 def chw(text: str | None) -> tuple[int, int, int] | None:
     """`3,32,32` as a shape."""
     if text is None:
@@ -113,6 +121,27 @@ def evaluate(
     job = Job(model, weights=weights, shape=chw(shape), mean=numbers(mean, "--mean"), std=numbers(std, "--std"), classes=classes)
     scores = scores_of(job.load(), images)
     show.scores({"fp": {"top1": scores.top1}, "quantized": None, "unreadable": list(scores.unreadable)})
+
+
+@app.command()
+def dream(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder of a result whose recipe trained a generator")],
+    count: Annotated[int, typer.Option(metavar="N", help="images in all")] = 512,
+    labels: Annotated[str | None, typer.Option(metavar="A,B", help="of these classes in turns, as 3,5 [default: of all alike]")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="for `quantize --images FOLDER` [default: DIR/dreamed]")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="another seed, other images")] = 0,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:NUMBER")] = "auto",
+) -> None:
+    """Dream more images by a result's generator."""
+    from dreamquant.cli import show
+    from dreamquant.generated import dream_more
+    from dreamquant.inspection import inspect
+    from dreamquant.progress import progress_on
+
+    target = out or folder / "dreamed"
+    with progress_on(Console(stderr=True)) as progress:
+        model, images = dream_more(folder, target, count, classes_of(labels), seed, device, progress)
+    show.dreamed(inspect(model, images), len(images), target)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from rich.table import Table
 import dreamquant.recipes as methods
 from dreamquant.choose import modifiers
 from dreamquant.export import ExportReport
-from dreamquant.report.page import headline, kilobytes, left_out, percent
+from dreamquant.inspection import Inspection
+from dreamquant.report.page import headline, image_rows, kilobytes, left_out, percent
 
 
 def _print(console: Console, text: str) -> None:
@@ -56,6 +58,17 @@ def scores(found: dict[str, Any]) -> None:
     console.print(table)
     if found["unreadable"]:
         _print(console, f"note: {left_out(found['unreadable'])}")
+
+
+def dreamed(found: Inspection, count: int, folder: Path) -> None:
+    """What a generator made, and where it is."""
+    console = Console()
+    table = Table(title=f"{count} images", title_justify="left", show_header=False)
+    for what, value, remark in image_rows(asdict(found)):
+        table.add_row(what, f"[bold]{escape(value)}[/bold]", f"[dim]{escape(remark)}[/dim]")
+    console.print(table)
+    _print(console, f"images: {folder / 'images.safetensors'}")
+    _print(console, f"look:   {folder / 'preview.png'}")
 
 
 def exported(written: ExportReport) -> None:

@@ -1,4 +1,4 @@
-"""What each layer lost: the noise of its output in the quantized network against the float one."""
+"""What each layer lost: the noise of its output in the quantized network against the float one, and their alignment."""
 
 from __future__ import annotations
 
@@ -34,20 +34,37 @@ def decibels(signal: Tensor, approximation: Tensor) -> float | None:
     return 10 * math.log10(ratio) if 0 < ratio < math.inf else None
 
 
-def layer_noise(model: Model, quantized: QuantizedModel, x: Tensor) -> dict[str, float | None]:
-    """Signal to quantization noise, in decibels, of each layer's output on normalised images `x` (N, C, H, W), by node name."""
+def cka(mine: Tensor, theirs: Tensor) -> float | None:
+    """Linear centred kernel alignment of two networks' outputs on the same images, (N, ...) both, of any widths.
+
+    |Y'X|^2 / (|X'X| |Y'Y|) with centred columns (Kornblith et al., ICML 2019, Eq. 4): 1 for outputs that differ by a
+    rotation and a scale, about 0 for unrelated ones. None where an output is the same for all images.
+    """
+    grams = []
+    for out in (mine, theirs):
+        centred = (out - out.mean(0)).flatten(1)
+        grams.append((centred @ centred.T).double())  # (N, N): the same number, and cheap for wide outputs
+    first, second = grams
+    size = (first.norm() * second.norm()).item()
+    return (first * second).sum().item() / size if 0 < size < math.inf else None
+
+
+def compared(model: Model, quantized: QuantizedModel, x: Tensor) -> dict[str, dict[str, float | None]]:
+    """Of each layer's output on normalised images `x` (N, C, H, W), by node name: signal to quantization noise in decibels,
+    and the alignment."""
     outputs = Outputs(model.net)
     with torch.no_grad():
         outputs.run(x)
     theirs = quantized.trace(x)
-    return {name: decibels(out, theirs[name]) for name, out in outputs.kept.items() if name in theirs and theirs[name].shape == out.shape}
+    pairs = {name: (out, theirs[name]) for name, out in outputs.kept.items() if name in theirs and theirs[name].shape == out.shape}
+    return {name: {"sqnr_db": decibels(*pair), "cka": cka(*pair)} for name, pair in pairs.items()}
 
 
 def layer_rows(model: Model, quantized: QuantizedModel, images: Tensor) -> dict[str, Any]:
     """The table of layers and what its noise was measured on: `images` (N, C, H, W), or uniform noise where there are none."""
     noise = torch.rand(16, *model.shape, generator=torch.Generator().manual_seed(0))
     x = images if len(images) else model.normalise(noise)
-    measured = layer_noise(model, quantized.to(model.device), x.to(model.device))
+    measured = compared(model, quantized.to(model.device), x.to(model.device))
     rows = [
         {
             "name": layer.layer,
@@ -56,8 +73,10 @@ def layer_rows(model: Model, quantized: QuantizedModel, images: Tensor) -> dict[
             "weight_bits": layer.bits,
             "activation_bits": layer.input_bits,
             "bytes": layer.weight_bytes,
-            "sqnr_db": measured.get(layer.name),
+            **measured.get(layer.name, {"sqnr_db": None, "cka": None}),
         }
         for layer in quantized.layers()
     ]
-    return {"layers": rows, "measured_on": f"{len(images)} of these images" if len(images) else "images of uniform noise"}
+    known = [found["cka"] for found in measured.values() if found["cka"] is not None]
+    alignment = sum(known) / len(known) if known else None
+    return {"layers": rows, "cka": alignment, "measured_on": f"{len(images)} of these images" if len(images) else "images of uniform noise"}
