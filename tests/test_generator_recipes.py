@@ -49,3 +49,10 @@ def test_ait_on_synq_and_synq_on_ait_differ() -> None:
     outer = terms_of(chosen("synq_on:ait_on:qimera", "w4a4", "fast", None))
     inner: Any = chosen("ait_on:synq_on:qimera", "w4a4", "fast", None).steps[0]
     assert "SaliencyMatch" in outer and inner.learn.loss == SoftLabel(20.0), "the modifier that is named first acts last"
+
+
+@pytest.mark.parametrize("name", COTRAINED)
+def test_the_published_pace_runs(name: str, tiny_net: nn.Module) -> None:
+    recipe = test_recipes.tiny(recipes.find(name)(bits="w4a4", effort="paper"))
+    x = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    assert recipe(Model.from_module(tiny_net, *FACTS))(x).isfinite().all()
