@@ -47,7 +47,8 @@ class Learner:
         grids = {id(q.scale) for q in [*student.activation_quantizers().values(), *(m.quantizer for m in student.layers().values())]}
         mine = [p for p in student.net.parameters() if p.requires_grad]
         self.mine = [p for p in mine if id(p) not in grids] + [p for p in mine if id(p) in grids]
-        self.optimizer = learn.optimizer.on([{"params": [p for p in mine if id(p) not in grids]}])
+        codes = {id(layer.weight): layer.quantizer.codes for layer in student.layers().values()}
+        self.optimizer = learn.optimizer.on([{"params": [p for p in mine if id(p) not in grids]}], codes)
         if steps := [p for p in mine if id(p) in grids]:
             rate = self.optimizer.param_groups[0]["lr"] * learn.steps_lr
             self.optimizer.add_param_group({"params": steps, "lr": rate, "weight_decay": 0.0})

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 Schedule = Callable[[float], float]  # share of the loop done -> factor on the rate
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
+Codes = Mapping[int, Callable[[Tensor], Tensor]]  # by id of a quantized weight: the integer codes of such a tensor
+NO_CODES: Codes = MappingProxyType({})
 
 
 class Optimizer(Protocol):
     """Describes a torch optimizer; `pace` sets its rate by the share of the loop done."""
 
-    def on(self, parameters: Iterable[Tensor] | Iterable[dict[str, Any]]) -> torch.optim.Optimizer: ...
+    def on(self, parameters: Parameters, codes: Codes = NO_CODES) -> torch.optim.Optimizer:
+        """The live form. `codes` of a student's weights are for optimizers that look at what the kernels will see."""
+        ...
 
     @property
     def schedule(self) -> Schedule: ...
@@ -71,7 +77,7 @@ class Sgd:
     nesterov: bool = True
     schedule: Schedule = Decay()
 
-    def on(self, parameters: Iterable[Tensor] | Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
+    def on(self, parameters: Parameters, codes: Codes = NO_CODES) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, self.lr, self.momentum, 0, self.weight_decay, self.nesterov)
 
 
@@ -83,7 +89,7 @@ class Adam:
     betas: tuple[float, float] = (0.9, 0.999)
     schedule: Schedule = Constant()
 
-    def on(self, parameters: Iterable[Tensor] | Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
+    def on(self, parameters: Parameters, codes: Codes = NO_CODES) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, self.lr, self.betas)
 
 

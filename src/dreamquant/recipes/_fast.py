@@ -44,14 +44,16 @@ def cotrain(
     student_loss: Loss[Pair],
     conditioner: Conditioner = Uniform(),  # noqa: B008 (a value)
     generator: Generator = GENERATOR,
+    track: float | None = None,
 ) -> CoTrain:
     """A generator that learns alone for 150 updates, then 350 in which both learn, on batches of 64.
 
-    No augmentation: every image is seen once. Ranges as in the other fast recipes, measured when the student begins.
+    No augmentation: every image is seen once. Ranges as in the other fast recipes, measured when the student begins;
+    with `track` they follow the images before that too, for a loss of the generator that reads the student.
     """
     dream = Dream(dream_loss, generator, Adam(4e-3, (0.5, 0.999)), conditioner, 64, (), PIXELS)
     learn = Learn(student_loss, Adam(1e-3, schedule=Cosine()))
-    return CoTrain(dream, learn, (DreamOnly(150), OnDreams(CALIBRATE), Together(350)))
+    return CoTrain(dream, learn, (DreamOnly(150, track), OnDreams(CALIBRATE), Together(350)))
 
 
 def student(
