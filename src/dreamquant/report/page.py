@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from dreamquant.folder import read_json, write_text
 from dreamquant.progress import duration
-from dreamquant.report.pictures import bits_chart, curve_chart, front_chart, noise_chart
+from dreamquant.report.pictures import bits_chart, curve_chart, front_chart, noise_chart, plane_chart, similarity_chart
 
 CHARTS = 8  # loss curves shown; a large set is dreamed in many batches that look alike
 PLACEMENTS = {
@@ -36,6 +36,7 @@ def write_report(folder: str | Path) -> Path:
         facts=headline(result),
         placement=PLACEMENTS.get(details.get("placement", ""), ""),
         dreamed=image_rows(result.get("images") or {}),
+        likeness=[Markup(chart) for chart in likeness_charts(details.get("likeness")) if chart],
         sheet=base64.b64encode(preview.read_bytes()).decode() if preview.exists() else None,
         fronts=fronts,
         bits=Markup(bits_chart(details["layers"])),
@@ -79,6 +80,13 @@ def image_rows(images: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("batch_norm_deviation", "{:.3f}", "distance of BatchNorm statistics left, in units of the network's deviations"),
     )
     return [(key.replace("_", " "), form.format(images[key]), remark) for key, form, remark in rows if images.get(key) is not None]
+
+
+def likeness_charts(found: dict[str, Any] | None) -> list[str]:
+    """How alike the dreamed images look to the network, of one class in pairs and all in a plane; older folders have none."""
+    if not found:
+        return []
+    return [similarity_chart(f"images of class {found['class']}", found["similarity"]), plane_chart("images by class", found["points"])]
 
 
 def percent(share: float | None) -> str:
