@@ -35,9 +35,10 @@ class ExtractEmbeddings:
         places = spread(model.points["blocks"] or model.points["features"], self.layers)
         watch = Watch(model, frozenset(places))
         widths = [pooled_width(model, place) for place in places]
-        heads = nn.ModuleList(Classifier(width, embedding.embedding_dim, model.classes) for width in widths).to(model.device)
-        optimizer = Adam(self.lr).on(heads.parameters())
-        for loop in state.updates("extracting embeddings", self.iterations, heads=heads, optimizer=optimizer):
+        heads = [Classifier(width, embedding.embedding_dim, model.classes).to(model.device) for width in widths]
+        learned = nn.ModuleList(heads)
+        optimizer = Adam(self.lr).on(learned.parameters())
+        for loop in state.updates("extracting embeddings", self.iterations, heads=learned, optimizer=optimizer):
             with torch.no_grad():
                 seen = watch(dream.images(model, state.dreamer.generator, dream.conditioner(model, dream.batch)))
             terms = [disagreement(head(pooled(seen.at[place][0])), seen) for head, place in zip(heads, places, strict=True)]
@@ -47,7 +48,7 @@ class ExtractEmbeddings:
             optimizer.step()
             loop.show(classifiers=loss.detach())
         with torch.no_grad():
-            mean = sum(head.last.weight for head in heads) / len(heads)
+            mean = torch.stack([head.last.weight for head in heads]).mean(0)
             embedding.weight.copy_(F.layer_norm(mean, mean.shape[1:]))
 
 
