@@ -38,8 +38,8 @@ ASKED = ClassTarget() + ClassMeanLikeness()
 def enhancing_dfq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """EnhancingDFQ: mixed classes, bent noise, dreams unlike each other, and a student that learns clip ranges."""
     if effort == "fast":
-        generator, agree = ClassEmbedded(width=64, affine=True), SoftLabel(20.0) + PassedMatch(relative=True)
-        step = _fast.cotrain(BatchNormDeviation() + 0.1 * ASKED, agree, MixedClasses(), generator)
+        generator, agree = ClassEmbedded(width=64, affine=True, class_norms=True), SoftLabel(20.0) + PassedMatch(relative=True)
+        step = _fast.cotrain(ASKED + BatchNormDeviation(), agree, MixedClasses(), generator)
         warm_up = (DreamOnly(30), ExtractEmbeddings(50), DreamOnly(120))
     else:
         by_side = BySide(ClassEmbedded(), ClassEmbedded(class_norms=True))
