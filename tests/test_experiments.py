@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn as nn
 
+from dreamquant import Images, Model
 from dreamquant.choose import load_file
 from dreamquant.cli.bench import file_name, jobs_of, record
 from dreamquant.job import Job, recipe_of_job
@@ -15,6 +17,7 @@ from dreamquant.synthesis.transforms import LowPass
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
 GRIDS = ["dreaming.py:third_party", "dreaming.py:matched", "dreaming.py:plugged"]
+GRIDS += ["enhancing.py:ideas"]
 GRIDS += [f"ablations.py:{name}" for name in ("ideas", "maps", "thresholds", "cutoffs", "counts")]
 GRIDS += [f"causal.py:{name}" for name in ("decoupling", "alignment", "weights", "thresholds")]
 
@@ -56,3 +59,28 @@ def test_variance_is_shared_out_between_content_and_style() -> None:
     assert shares(content * style) == pytest.approx({"content": 0, "style": 0, "both": 1})
     several = torch.randn(5, 4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     assert sum(shares(several).values()) == pytest.approx(1)
+
+
+def test_enhancing_ideas_are_taken_out_one_by_one() -> None:
+    """Table 3: what is left out is left out whole, the rest is as it was."""
+    module = load_file(FOLDER / "enhancing.py")
+    assert module.with_ideas("emfs", "w3a3", "fast", None).steps == recipe_of_job(Job("m", "enhancing_dfq", "w3a3")).steps
+    marks = {
+        "e": ("ExtractEmbeddings",),
+        "m": ("AttentionMixer", "MixedClasses"),
+        "f": ("FlowAttention",),
+        "s": ("ClassMeanLikeness", "PassedMatch", "LearnClips"),
+    }
+    for ideas in ("", *(row for row in module.ROWS if row != "none")):
+        text = repr(module.with_ideas(ideas, "w3a3", "fast", None))
+        for idea, words in marks.items():
+            assert [word in text for word in words] == [idea in ideas] * len(words), (ideas, idea)
+        assert "BatchNormDeviation" in text and "ClassTarget" in text and "SoftLabel" in text
+
+
+def test_figures_of_sets_of_images(tiny_net: nn.Module) -> None:
+    module = load_file(FOLDER / "enhancing.py")
+    model = Model.from_module(tiny_net, (3, 16, 16), (0.5,) * 3, (0.25,) * 3)
+    sets = {name: Images(torch.randn(40, 3, 16, 16), torch.arange(40) % 10) for name in ("mine", "other's")}
+    page = module.figures(model, sets, [0, 1, 2])
+    assert page.count("<svg") == 2 + 3 and "other's, class 0" in page

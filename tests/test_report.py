@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn as nn
 from PIL import Image
 
+from dreamquant import Images, Model
 from dreamquant.report import write_report
 from dreamquant.report.layers import decibels
+from dreamquant.report.likeness import likeness, plane, similarity
 from dreamquant.report.page import headline, kilobytes, percent
-from dreamquant.report.pictures import curve_chart, noise_chart, sheet
+from dreamquant.report.pictures import curve_chart, noise_chart, plane_chart, sheet, similarity_chart
 
 RESULT: dict[str, Any] = {
     "model": "zoo:<b>net</b>",
@@ -154,3 +157,35 @@ def test_decibels() -> None:
     assert decibels(signal, signal) is None
     assert decibels(torch.zeros(3), torch.ones(3)) is None
     assert decibels(signal, signal * torch.nan) is None
+
+
+def test_likeness_is_measured_in_pairs_and_in_a_plane(tiny_net: nn.Module) -> None:
+    model = Model.from_module(tiny_net, (3, 16, 16), (0.5,) * 3, (0.25,) * 3)
+    labels = torch.tensor([1] * 30 + [0] * 20 + [5])
+    found = likeness(model, Images(torch.randn(51, 3, 16, 16), labels))
+    assert found["class"] == 1 and len(found["similarity"]) == 24
+    assert sorted(found["points"]) == ["0", "1", "5"] and sum(map(len, found["points"].values())) == 51
+    assert json.loads(json.dumps(found)) == found
+    alone = likeness(model, Images(torch.randn(1, 3, 16, 16), torch.tensor([3])))
+    assert alone["similarity"] == [[pytest.approx(1.0)]] and alone["points"] == {"3": [[0.0, 0.0]]}
+
+
+def test_cosines_and_components_by_hand() -> None:
+    rows = torch.tensor([[3.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
+    half = 0.5**0.5
+    assert torch.allclose(similarity(rows), torch.tensor([[1, half, 0], [half, 1, half], [0, half, 1]]), atol=1e-6)
+    torch.manual_seed(0)
+    found = torch.randn(30, 5) * torch.tensor([1.0, 9.0, 0.1, 4.0, 0.1]) + 3
+    values, vectors = torch.linalg.eigh(torch.cov(found.T))
+    by_hand = (found - found.mean(0)) @ vectors[:, [4, 3]]
+    assert torch.allclose(plane(found).abs(), by_hand.abs(), atol=1e-3)
+    assert torch.allclose(plane(found + 100), plane(found), atol=1e-3)
+    assert plane(torch.randn(3, 1)).shape == (3, 2)
+
+
+def test_the_page_shows_likeness_where_there_is_one(tmp_path: Path) -> None:
+    found = {"class": 2, "similarity": [[1.0, 0.25], [0.25, 1.0]], "points": {"2": [[0.0, 1.0], [2.0, 3.0]]}}
+    page = write_report(make_folder(tmp_path / "job", details={**DETAILS, "likeness": found})).read_text()
+    assert page.count("<svg") == 4 and "images of class 2" in page and "mean 0.25" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert similarity_chart("x", [[1.0]]) == plane_chart("x", {}) == plane_chart("x", {"a": []}) == ""

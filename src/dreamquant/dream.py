@@ -46,7 +46,9 @@ class Dream:
     def images(self, model: Model, generator: nn.Module, condition: Condition) -> Images:
         """What a live generator makes of a condition."""
         condition = condition.to(model.device)
-        return condition.images(shown(model, generator(condition), self.pixels))
+        made = generator(condition)
+        pixels, labels = made if isinstance(made, tuple) else (made, condition.labels)
+        return replace(condition, labels=labels).images(shown(model, pixels, self.pixels))
 
     def draw(self, model: Model, generator: nn.Module, labels: Tensor, run: Run, companions: int = 0) -> Images:
         """One image for each label (N,), without gradients.

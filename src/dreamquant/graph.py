@@ -217,16 +217,19 @@ def last_map(graph: fx.GraphModule) -> fx.Node | None:
 
 
 def points(graph: fx.GraphModule) -> dict[str, tuple[str, ...]]:
-    """Named places a loss may ask for: bn, blocks, activations, features (what the last layer reads), saliency (the last
-    convolution's output, and what must be known beside it), map (the last feature map)."""
+    """Named places a loss may ask for: bn, blocks, activations, passed (what activations pass on: in a student, behind
+    their quantizers), features (what the last layer reads), saliency (the last convolution's output, and what must be known
+    beside it), map (the last feature map)."""
     layers = of_kind(graph, *LAYERS)
     conv = last_convolution(graph)
     blocks = tuple(end for _, end in units(graph))
+    activations = tuple(node.name for node in of_kind(graph, "act"))
     return {
         "bn": tuple(node.name for node in of_kind(graph, "bn")),
         "blocks": blocks[1:-1] or blocks[:-1],
         "features": tuple(node.all_input_nodes[0].name for node in layers[-1:]),
-        "activations": tuple(node.name for node in of_kind(graph, "act")),
+        "activations": activations,
+        "passed": activations,
         "saliency": frontier(graph, conv.name) if conv else (),
         "map": (end.name,) if (end := last_map(graph)) else (),
     }

@@ -24,6 +24,7 @@ from dreamquant.quant.quantized import QuantizedModel
 from dreamquant.recipe import Recipe, dreams
 from dreamquant.report import write_report
 from dreamquant.report.layers import layer_rows
+from dreamquant.report.likeness import likeness
 from dreamquant.report.pictures import sheet
 from dreamquant.run import Run
 
@@ -154,6 +155,7 @@ def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str
         "placement": quantized.placement,
         "images": {"count": len(images), "digest": images.digest if len(images) else None},
         "inspection": asdict(inspect(model, images)) if len(images) else None,
+        "likeness": likeness(model, images) if len(images) else None,
         "left_in_float": {**model.left_in_float, **quantized.left_in_float},
         **layer_rows(model, quantized, images.pixels[:MEASURED]),
     }

@@ -105,6 +105,12 @@ class Watch:
             raise ValueError(f"{model.name} has no BatchNorm, whose statistics a loss of the recipe matches")
         self.moments = "bn" in needs
 
+    def node(self, need: str, name: str) -> fx.Node:
+        """The node whose tensor a needed place gives."""
+        quantizer = "q." + name
+        behind = need == "passed" and any(node.target == quantizer for node in self.source.graph.nodes)
+        return graph.named(self.source, quantizer if behind else name)
+
     def places_in(self, bn: str) -> int:
         """How many places per image the input of a BatchNorm node has."""
         return math.prod(graph.named(self.source, bn).meta["shape"][2:])
@@ -137,7 +143,7 @@ class Watch:
                 copy.target = "moments." + node.name
                 have[node.name], *pair = (new.call_function(operator.getitem, (copy, i)) for i in range(3))
                 moments[node.name] = tuple(pair)
-        at = {need: tuple(have[graph.named(self.source, n).name] for n in nodes) for need, nodes in self.places.items()}
+        at = {need: tuple(have[self.node(need, n).name] for n in nodes) for need, nodes in self.places.items()}
         new.output({"logits": have[graph.output_of(self.source).name], "moments": moments, "at": at})
         return fx.GraphModule(host, new)
 

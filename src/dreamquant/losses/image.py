@@ -25,13 +25,22 @@ def mean_of(terms: list[Tensor]) -> Tensor:
 
 def features(seen: Trace) -> Tensor:
     """What the last layer reads, averaged over places or tokens: (B, F)."""
-    (found,) = seen.at["features"]
-    return found.flatten(2).mean(2) if found.ndim == 4 else found.mean(1) if found.ndim == 3 else found
+    return pooled(seen.at["features"][0])
+
+
+def pooled(x: Tensor) -> Tensor:
+    """Averaged over places (B, C, H, W) or tokens (B, T, C): (B, C)."""
+    return x.flatten(2).mean(2) if x.ndim == 4 else x.mean(1) if x.ndim == 3 else x
 
 
 def feature_width(model: Model) -> int:
     """How many features `features` returns."""
-    shape = graph.named(model.net, model.points["features"][0]).meta["shape"]
+    return pooled_width(model, model.points["features"][0])
+
+
+def pooled_width(model: Model, name: str) -> int:
+    """How many channels `pooled` leaves of a node's tensor."""
+    shape = graph.named(model.net, name).meta["shape"]
     return int(shape[1] if len(shape) in (2, 4) else shape[-1])
 
 

@@ -126,12 +126,18 @@ class LearnedStep(Rule):
 
 
 class LearnedClip(Rule):
-    """PACT (Choi et al. 2018): gradient to the upper clip value where the value is beyond it."""
+    """PACT (Choi et al. 2018): gradient to the upper clip value where the value is beyond it.
+
+    The clip value is the scale times the number of steps to it. The scale's gradient is divided by that number, not
+    multiplied, so that gradient descent moves the clip value as if it were the parameter itself, whatever the bits.
+    """
 
     learns = True
 
     def forward(self, q: Quantizer, x: Tensor) -> Tensor:
-        clipped = torch.minimum(x, (q.format.high - q.zero) * q.scale)
+        steps = (q.format.high - q.zero).clamp_min(1)  # a range without a positive value has none
+        clip = (steps * q.scale).detach() + (q.scale - q.scale.detach()) / steps
+        clipped = torch.minimum(x, clip)
         return _Straight.apply(clipped, q.scale.detach(), q.zero, q.format)
 
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from dreamquant.folder import read_json, write_text
 from dreamquant.progress import duration
-from dreamquant.report.pictures import bits_chart, curve_chart, front_chart, noise_chart
+from dreamquant.report.pictures import bits_chart, curve_chart, front_chart, noise_chart, plane_chart, similarity_chart
 
 CHARTS = 8  # loss curves shown; a large set is dreamed in many batches that look alike
 NAMED = 4  # unreadable files that are named
@@ -39,6 +39,7 @@ def write_report(folder: str | Path) -> Path:
         left_out=left_out(result["unreadable"]),
         placement=PLACEMENTS.get(details.get("placement", ""), ""),
         dreamed=image_rows(result.get("images") or {}),
+        likeness=[Markup(chart) for chart in likeness_charts(details.get("likeness")) if chart],
         sheet=base64.b64encode(preview.read_bytes()).decode() if preview.exists() else None,
         fronts=fronts,
         bits=Markup(bits_chart(details["layers"])),
@@ -90,6 +91,13 @@ def left_out(unreadable: Sequence[str]) -> str:
     names = ", ".join(unreadable[:NAMED]) + (f" and {rest} more (all in result.json)" if rest > 0 else "")
     count = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
     return f"{count} of the evaluation data could not be read: {names}" if unreadable else ""
+
+
+def likeness_charts(found: dict[str, Any] | None) -> list[str]:
+    """How alike the dreamed images look to the network, of one class in pairs and all in a plane; older folders have none."""
+    if not found:
+        return []
+    return [similarity_chart(f"images of class {found['class']}", found["similarity"]), plane_chart("images by class", found["points"])]
 
 
 def percent(share: float | None) -> str:

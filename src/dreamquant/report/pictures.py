@@ -129,3 +129,36 @@ def bits_chart(layers: Sequence[Mapping[str, Any]]) -> str:
     axes.set_xlabel("bits", fontsize=8)
     axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return _svg(figure, "bits")
+
+
+def similarity_chart(title: str, matrix: Sequence[Sequence[float]]) -> str:
+    """Cosine of every two images as a square of shades, and the mean of those that are not on the diagonal; "" for one image."""
+    values = np.asarray(matrix, dtype=float)
+    count = len(values)
+    if count < 2:
+        return ""
+    mean = (values.sum() - np.trace(values)) / (count * (count - 1))
+    figure, axes = _axes(4.0, 3.4)
+    shades = axes.imshow(values, cmap="Blues", vmin=min(0.0, values.min()), vmax=1.0, interpolation="nearest")
+    bar = figure.colorbar(shades, ax=axes, fraction=0.046)
+    bar.ax.tick_params(labelsize=7)
+    axes.set_title(title, fontsize=9, color=INK)
+    axes.set_xlabel(f"image; cosine of two images' features, mean {mean:.2f}", fontsize=8)
+    axes.set_ylabel("image", fontsize=8)
+    return _svg(figure, f"similarity {title}")
+
+
+def plane_chart(title: str, groups: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """Points of a plane, a colour for each group; "" where there are none."""
+    shown = {name: np.asarray(points, dtype=float) for name, points in groups.items() if len(points)}
+    if not shown:
+        return ""
+    figure, axes = _axes(4.4, 3.4)
+    colours = matplotlib.colormaps["tab10"]
+    for number, (name, points) in enumerate(shown.items()):
+        axes.scatter(points[:, 0], points[:, 1], s=14, alpha=0.75, linewidths=0, color=colours(number % 10), label=name)
+    axes.set_title(title, fontsize=9, color=INK)
+    axes.set_xlabel("first principal component of the features", fontsize=8)
+    axes.set_ylabel("second", fontsize=8)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.1)
+    return _svg(figure, f"plane {title}")

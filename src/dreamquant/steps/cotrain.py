@@ -14,7 +14,7 @@ from dreamquant.images import Images
 from dreamquant.learn import Learn
 from dreamquant.model import Model
 from dreamquant.quant.student import Student
-from dreamquant.run import Loop, Run
+from dreamquant.run import Loop, Run, Stateful
 from dreamquant.synthesis.labels import balanced
 from dreamquant.trace import Trace
 
@@ -45,9 +45,9 @@ class Meeting:
         """The share of all updates that were made: schedules of both sides follow it."""
         return self.clock / max(1, self.part.iterations)
 
-    def updates(self, name: str, iterations: int) -> Iterator[Loop]:
-        """Go `iterations` times on; everything is saved and restored."""
-        for _ in (loop := self.run.loop(name, iterations, state=self)):
+    def updates(self, name: str, iterations: int, **more: Stateful) -> Iterator[Loop]:
+        """Go `iterations` times on; everything is saved and restored, and what else of the stage's own changes."""
+        for _ in (loop := self.run.loop(name, iterations, state=self, **more)):
             yield loop
             self.clock += 1
 

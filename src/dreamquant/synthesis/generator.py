@@ -28,7 +28,10 @@ class Decoder(Protocol):
 
 
 class Generator(Protocol):
-    """Describes a network: Condition of N images -> (N, *model.shape). Made with torch's generator, on the CPU."""
+    """Describes a network: Condition of N images -> (N, *model.shape). Made with torch's generator, on the CPU.
+
+    One that decides itself which classes its images show returns (images, labels), labels without gradient.
+    """
 
     def on(self, model: Model) -> nn.Module: ...
 

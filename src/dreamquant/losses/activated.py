@@ -1,0 +1,78 @@
+"""EnhancingDFQ's two similarity losses: dreams unlike their class's usual activations, and a student that agrees in each layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from dreamquant.losses.algebra import Loss
+from dreamquant.losses.image import pooled, pooled_width
+from dreamquant.model import Model
+from dreamquant.trace import Pair, Trace
+
+
+@dataclass(frozen=True)
+class ClassMeanLikeness(Loss[Trace]):
+    """Cosine of an image's last activations with their moving average over earlier images of its class (SimLoss1, Eq. 10).
+
+    Activations after the last activation function, averaged over places. Ours, where the paper says nothing: the mean
+    over images whose class has an average, averages that keep `momentum` of themselves when a batch has images of the
+    class and begin at the first batch's mean, the class of a mixed image the one with the largest share. A live memory.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"passed"})
+    momentum: float = 0.9
+
+    def on(self, model: Model) -> Loss[Trace]:
+        return _Means(self.momentum, model)
+
+
+class _Means(nn.Module, Loss[Trace]):
+    means: Tensor  # (K, C)
+    known: Tensor  # (K,)
+
+    def __init__(self, momentum: float, model: Model) -> None:
+        super().__init__()
+        self.momentum = momentum
+        places = model.points["passed"]
+        width = pooled_width(model, places[-1]) if places else 0  # without a place, watching says what is missing
+        self.register_buffer("means", torch.zeros(model.classes, width, device=model.device))
+        self.register_buffer("known", torch.zeros(model.classes, device=model.device))
+
+    def forward(self, seen: Trace) -> Tensor:
+        classes = seen.images.classes
+        known = self.known[classes]
+        alike = F.cosine_similarity(pooled(seen.at["passed"][-1]), self.means[classes])
+        return (alike * known).sum() / known.sum().clamp_min(1)
+
+    def remember(self, seen: Trace) -> None:
+        present, place = seen.images.classes.unique(return_inverse=True)
+        mine = F.one_hot(place, len(present)).T.to(self.means)
+        means = mine @ pooled(seen.at["passed"][-1]).detach() / mine.sum(1, keepdim=True)
+        kept = self.momentum * self.known[present][:, None]
+        self.means[present] = kept * self.means[present] + (1 - kept) * means
+        self.known[present] = 1
+
+
+@dataclass(frozen=True)
+class PassedMatch(Loss[Pair]):
+    """Squared difference of what the activations pass on, the student's quantized within its clip range (SimLoss2, Eq. 11).
+
+    Sum over activation layers; mean over the elements of each (ours). `relative`: in units of the teacher's variance there
+    (ours, for networks of any scale). The teacher is detached.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"passed"})
+    relative: bool = False
+
+    def __call__(self, seen: Pair) -> Tensor:
+        terms = []
+        for mine, wanted in zip(seen.student.at["passed"], seen.at["passed"], strict=True):
+            gap = F.mse_loss(mine, wanted.detach())
+            terms.append(gap / (wanted.detach().var() + 1e-8) if self.relative else gap)
+        return sum(terms[1:], terms[0])
