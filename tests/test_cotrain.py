@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
-from dreamquant import Images, Model, Run, recipes
+from dreamquant import Images, Model, Run, load_model, recipes
+from dreamquant.choose import chosen
 from dreamquant.dream import Dream
+from dreamquant.job import Job, quantize_job
 from dreamquant.learn import Learn
 from dreamquant.losses.algebra import Loss
 from dreamquant.losses.image import BatchNormDeviation, ClassTarget
@@ -24,13 +28,14 @@ from dreamquant.quant.quantizer import LearnSteps
 from dreamquant.quant.ranges import RunningMinMax
 from dreamquant.quant.scheme import Int, Scheme, scheme_of
 from dreamquant.quant.student import Student, convert
-from dreamquant.recipe import Recipe
+from dreamquant.recipe import Recipe, dreams, reads_batch_norm
 from dreamquant.recipes.synq import synq_on
-from dreamquant.run import Loop
+from dreamquant.run import GENERATOR, Loop
 from dreamquant.steps.calibrate import Calibrate
 from dreamquant.steps.cotrain import CoTrain, DreamOnly, Learning, Meeting, OnDreams, Stage, Together
 from dreamquant.synthesis.generator import Multiplied
 from dreamquant.synthesis.pixels import NoImages
+from dreamquant.synthesis.trained import TrainGenerator
 from dreamquant.trace import Pair, Trace, Watch
 
 NONE = Images(torch.empty(0, 3, 16, 16), torch.empty(0, dtype=torch.long))
@@ -313,3 +318,41 @@ def test_synq_goes_onto_cotraining(model: Model) -> None:
     recipe = synq_on(recipes.find("gdfq")(bits="w3a3"))
     step = recipe.steps[0]
     assert isinstance(step, CoTrain) and step.learn.transforms and "SaliencyMatch" in repr(step.learn.loss)
+
+
+TINY = tuple(
+    f"steps.CoTrain.{setting}"
+    for setting in (
+        "dream.batch=8",
+        "count=12",
+        "stages.DreamOnly.iterations=2",
+        "stages.OnDreams.count=16",
+        "stages.Together.iterations=2",
+    )
+)
+
+
+def test_the_folder_gets_images_and_a_generator_that_makes_more(tmp_path: Path) -> None:
+    quantize_job(Job("zoo:resnet-digits", "gdfq", "w4a4", device="cpu", set=TINY), tmp_path / "out")
+    images = Images.load(tmp_path / "out" / "images")
+    assert images.pixels.shape == (12, 1, 8, 8) and (tmp_path / "out" / "images" / "preview.png").exists()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["images"]["digest"] == images.digest
+    model, (dream,) = load_model("zoo:resnet-digits"), dreams(chosen("gdfq", "w4a4", "fast", None, TINY))
+    generator = dream.generator.on(model)
+    generator.load_state_dict(load_file(tmp_path / "out" / GENERATOR))
+    more = dream.draw(model, generator, torch.tensor([3, 5, 3]), Run(7), companions=6)
+    assert more.pixels.shape == (3, 1, 8, 8) and more.labels.tolist() == [3, 5, 3]
+
+
+def test_a_cached_set_of_images_brings_its_generator(model: Model, tmp_path: Path) -> None:
+    recipe = Recipe("x", TrainGenerator(DREAM, iterations=2, count=8), scheme_of("w3a3"), ())
+    first, second = Run(0, images_cache=tmp_path), Run(0, images_cache=tmp_path)
+    images, again = recipe.dream(model, first), recipe.dream(model, second)
+    assert images.digest == again.digest and not second.curves
+    assert first.kept.generator and all(torch.equal(value, second.kept.generator[key]) for key, value in first.kept.generator.items())
+
+
+def test_a_network_without_batch_norm_is_told_so() -> None:
+    for recipe in (recipes.find("gdfq")(), Recipe("x", TrainGenerator(DREAM), scheme_of("w3a3"), ())):
+        assert reads_batch_norm(recipe)
+    assert not reads_batch_norm(Recipe("x", TrainGenerator(replace(DREAM, loss=ClassTarget())), scheme_of("w3a3"), ()))

@@ -39,7 +39,10 @@ def tiny(recipe: Recipe) -> Recipe:
     if "CoTrain" in {type(step).__name__ for step in recipe.steps}:
         settings += ["steps.CoTrain.dream.batch=8", "steps.CoTrain.count=16"]
         stages = next(step.stages for step in recipe.steps if type(step).__name__ == "CoTrain")  # type: ignore[attr-defined]
-        settings += [f"steps.CoTrain.stages.{i}.iterations=2" for i, stage in enumerate(stages) if hasattr(stage, "iterations")]
+        sizes = {"iterations": 2, "count": 16}
+        settings += [
+            f"steps.CoTrain.stages.{i}.{key}={n}" for i, stage in enumerate(stages) for key, n in sizes.items() if hasattr(stage, key)
+        ]
     for setting in settings:
         recipe = changed(recipe, setting)
     return recipe

@@ -62,7 +62,7 @@ class Learner:
         pixels = applied(self.learn.transforms, images.pixels)
         harder = "pixels" in self.objective.needs  # a term climbs from these pixels: they need gradients, through the teacher too
         images = replace(images, pixels=pixels.detach().requires_grad_(harder))
-        if seen is None or self.learn.transforms or not self.teacher.needs - {"student"} <= seen.watch.needs:
+        if seen is None or harder or self.learn.transforms or not self.teacher.needs - {"student"} <= seen.watch.needs:
             with torch.set_grad_enabled(harder):
                 seen = self.teacher(images)
         loss = self.objective(pair(seen, self.student(images), done=done))

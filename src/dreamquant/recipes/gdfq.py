@@ -6,8 +6,8 @@ the code: variances instead of deviations, means over channels and layers, tempe
 over classes too (`per_class`), ranges settled in the first four epochs, the first of which the student sits out, an eps
 of 0.8 in the generator. `paper` has the CIFAR settings (recipes/_paper.py tells ImageNet's). Ours: a running mean of
 extremes that is right from the first batch, the last iterate, the generator's form by the images' size. `fast`: BatchNorm
-in units of the network's deviations, a narrower generator whose images have learned mean and deviation, the divergence
-not divided by classes; pace and ranges as in recipes/_fast.py.
+in units of the network's deviations, a narrower generator of the form for ImageNet, which learns the classes far sooner,
+its images' mean and deviation learned, the divergence not divided by classes; pace and ranges as in recipes/_fast.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dreamquant.synthesis.pixels import NoImages
 def gdfq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """GDFQ: a class-conditional generator and the student learn in turns."""
     if effort == "fast":
-        step = _fast.cotrain(BatchNormDeviation() + 0.1 * ClassTarget(), SoftLabel(20.0) + HardLabel())
+        step = _fast.cotrain(ClassTarget() + BatchNormDeviation(), SoftLabel(20.0) + HardLabel())
     else:
         step = _paper.cotrain(ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0, per_class=True) + HardLabel())
     return Recipe("gdfq", NoImages(), scheme_of(bits, ends), (step,))
