@@ -29,6 +29,7 @@ from dreamquant.losses.attention import (
     middle_of,
 )
 from dreamquant.losses.image import BatchNormMatch, ClassTarget, features
+from dreamquant.optimizers import Adam
 from dreamquant.run import Loop
 from dreamquant.synthesis.conditions import Condition
 from dreamquant.synthesis.generator import Generator
@@ -290,14 +291,14 @@ def test_centres_are_measured() -> None:
     assert other.centres_hit is None and other.centre_distance is None
 
 
-def test_attention_follows_when_it_is_trained_to() -> None:
+@pytest.mark.parametrize(("generator", "updates"), [(Placed(32, 16), 100), (PlaceNormed(32, 16), 50)])
+def test_attention_follows_when_it_is_trained_to(generator: Generator, updates: int) -> None:
     """The generator, the loss and the measure together, where the answer is easy: a bright spot is the centre."""
     model = window(4, 4)
     torch.manual_seed(0)
-    dreamer = Dream(AttentionCentre(), Placed(32, 16), conditioner=Twins(), batch=32).on(model)
-    torch.manual_seed(0)
+    dreamer = Dream(AttentionCentre(), generator, Adam(4e-3, (0.5, 0.999)), Twins(), 32).on(model)
     start = inspect(model, dreamer.draw(torch.arange(64) % 2, Run())).centres_hit
-    for _ in range(60):
+    for _ in range(updates):
         dreamer.step(0.0)
     end = inspect(model, dreamer.draw(torch.arange(64) % 2, Run())).centres_hit
     assert start is not None and end is not None and start < 0.2 and end > 0.6

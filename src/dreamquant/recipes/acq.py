@@ -25,9 +25,9 @@ from dreamquant.synthesis.positions import Placed, PlaceNormed, Twins
 def acq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """ACQ: attention centred where it was asked, twins that differ, the same in train mode."""
     if effort == "fast":
-        seen = BatchNormDeviation() + 0.1 * ClassTarget()
+        seen = ClassTarget() + BatchNormDeviation()
         dream = seen + 0.1 * AttentionCentre() + 0.1 * TwinSimilarity(0.3) + SameInTrainMode(seen)
-        step = _fast.cotrain(dream, SoftLabel(20.0) + HardLabel(), Twins(), Placed(width=_fast.GENERATOR.width, affine=True))
+        step = _fast.cotrain(dream, SoftLabel(20.0) + HardLabel(), Twins(), PlaceNormed(width=_fast.GENERATOR.width, affine=True))
     else:
         seen = ClassTarget() + 0.1 * BatchNormMatch()
         dream = seen + 0.1 * AttentionCentre() + 0.1 * TwinSimilarity(0.01) + SameInTrainMode(seen)

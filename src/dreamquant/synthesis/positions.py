@@ -40,7 +40,11 @@ class Twins:
 
 @dataclass(frozen=True)
 class Placed:
-    """GDFQ's small generator, told a position: the noise is multiplied by the class's and the position's embedding, added."""
+    """GDFQ's small generator, told a position: the class's embedding times the noise, plus the position's.
+
+    Added, not multiplied: noise of mean 0 times an embedding tells a linear layer nothing of it on average, and such a
+    generator does not learn to follow a position.
+    """
 
     latent: int = 100
     width: int = 128
@@ -59,17 +63,14 @@ class _Placed(nn.Module):
 
     def forward(self, condition: Condition) -> Tensor:
         place = self.places(cell_of(condition.facts["position"], self.grid))
-        latents = (of_class(self.classes.weight, condition.labels) + place) * noise_for(condition, place.shape[1])
+        latents = of_class(self.classes.weight, condition.labels) * noise_for(condition, place.shape[1]) + place
         images: Tensor = self.trunk(latents, condition)
         return images
 
 
 @dataclass(frozen=True)
 class PlaceNormed:
-    """GDFQ's large generator, told a position: it joins the noise, and every normalisation has shifts and scales for it.
-
-    Noise times one plus the position's embedding; scale and shift of a class and of a position are added.
-    """
+    """GDFQ's large generator, told a position: its embedding is added to the noise, its scale and shift to those of the class."""
 
     latent: int = 100
     width: int = 128
@@ -92,7 +93,7 @@ class _PlaceNormed(nn.Module):
 
     def forward(self, condition: Condition) -> Tensor:
         place = self.places(cell_of(condition.facts["position"], self.grid))
-        images: Tensor = self.trunk(noise_for(condition, place.shape[1]) * (1 + place), condition)
+        images: Tensor = self.trunk(noise_for(condition, place.shape[1]) + place, condition)
         return images
 
 
