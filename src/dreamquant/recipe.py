@@ -15,6 +15,7 @@ import torch
 from dreamquant import __version__
 from dreamquant.dream import Dream
 from dreamquant.images import ImageBuffer, Images
+from dreamquant.inspection import inspect
 from dreamquant.losses.algebra import Sum
 from dreamquant.model import Model
 from dreamquant.quant.freeze import freeze
@@ -97,7 +98,11 @@ class Recipe:
             for number in run.loop("steps", len(self.steps), student=student, kept=run.kept):
                 with _about(f"step {number + 1} of {self.name}: {type(self.steps[number]).__name__}"):
                     self.steps[number](student, teacher, images, run)
-            return freeze(student, self.provenance(model, run.kept.images or images, run))
+            images = run.kept.images or images
+            generated = bool(dreams(self)) or hasattr(self.synthesis, "generator")
+            if generated and len(images) and (remark := inspect(model, images).collapse):
+                run.note(remark)
+            return freeze(student, self.provenance(model, images, run))
 
     def provenance(self, model: Model, images: Images, run: Run) -> Mapping[str, Any]:
         """What made the result, for the record."""

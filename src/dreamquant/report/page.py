@@ -76,11 +76,15 @@ def image_rows(images: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows = (
         ("similarity", "{:.2f}", "mean cosine of two images' features; 1 when all look alike to the network"),
         ("similarity_within_class", "{:.2f}", "the same for two images of one class"),
+        ("similarity_between_classes", "{:.2f}", "the same for two images of two classes"),
+        ("spread_within_class", "{:.2f}", "how far apart two images of one class are, of the distance of two classes; 0 when collapsed"),
         ("class_balance", "{:.2f}", "1 when every class is dreamed equally often"),
         ("labels_hit", "{:.1%}", "images in which the network sees the class they were asked for"),
         ("teacher_entropy", "{:.2f}", "uncertainty of the network; 0 when sure, 1 when clueless"),
         ("spectrum_slope", "{:.2f}", "of log amplitude against log frequency; about -1 in photographs, 0 in white noise"),
         ("batch_norm_deviation", "{:.3f}", "distance of BatchNorm statistics left, in units of the network's deviations"),
+        ("centres_hit", "{:.1%}", "images in which the network's attention is centred in the cell asked for"),
+        ("centre_distance", "{:.2f}", "mean distance of that centre from there, in shares of the image's side"),
     )
     return [(key.replace("_", " "), form.format(images[key]), remark) for key, form, remark in rows if images.get(key) is not None]
 
