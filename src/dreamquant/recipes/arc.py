@@ -22,7 +22,7 @@ from dreamquant.synthesis.pixels import NoImages
 def arc(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """ARC: GDFQ whose generator's cells were searched for the teacher."""
     if effort == "fast":
-        losses = BatchNormDeviation() + 0.1 * ClassTarget(), SoftLabel(20.0) + HardLabel()
+        losses = ClassTarget() + BatchNormDeviation(), SoftLabel(20.0) + HardLabel()
         step = _fast.cotrain(*losses, generator=Cells(width=16, affine=True))
     else:
         losses = ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0, per_class=True) + HardLabel()

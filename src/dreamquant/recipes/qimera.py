@@ -11,7 +11,7 @@ Memory is bounded: where the trunk's first layer would be too large (822 million
 224), latents pass a learned map to 100 values first; see `Superposed`. `paper` builds layers of up to 250 million
 (ResNet-18's 206 million), `fast` of 50. Ours: the number of mixed classes by the network's; each class standardised
 alone; scales and shifts of mixtures are added, which the code also divides by their number. `fast`: embeddings of the
-noise's deviation, a narrower trunk, pace and ranges as in recipes/_fast.py.
+noise's deviation, ImageNet's trunk at half its width, pace and ranges as in recipes/_fast.py.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ LARGEST = 250_000_000
 def qimera(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """Qimera: GDFQ with superposed class embeddings, for images near decision boundaries."""
     if effort == "fast":
-        generator = Superposed(width=64, affine=True, unit=True)
-        step = _fast.cotrain(BatchNormDeviation() + 0.1 * ClassTarget(), SoftLabel(20.0) + HardLabel(), Mixtures(), generator)
+        generator = Superposed(width=64, affine=True, by_class=True, unit=True)
+        step = _fast.cotrain(ClassTarget() + BatchNormDeviation(), SoftLabel(20.0) + HardLabel(), Mixtures(), generator)
     else:
         trunks = BySide(Superposed(bound=LARGEST), Superposed(by_class=True, bound=LARGEST))
         losses = ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0, per_class=True) + HardLabel()
