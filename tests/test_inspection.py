@@ -98,8 +98,8 @@ def test_a_threshold_lies_between() -> None:
     for share in (1.0, 0.5, 0.2, 0.05, 0.02):
         got = inspect(model, Images((share * random + own)[:, None, None], torch.arange(40) % 2))
         spreads.append(got.spread_within_class)
-        assert got.spread_within_class is not None and (got.collapse is not None) == (got.spread_within_class < 0.05)
-    assert spreads == sorted(spreads, reverse=True) and spreads[0] > 0.05 > spreads[-1]
+        assert got.spread_within_class is not None and (got.collapse is not None) == (got.spread_within_class < 0.02)
+    assert spreads == sorted(spreads, reverse=True) and spreads[0] > 0.02 > spreads[-1]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ GDFQ (gdfq.py), and three ideas. Paper: the generator is given a class and a pos
 attention map; two images of one condition and different noise are pushed apart in the teacher's features, against mode
 collapse; classification, BatchNorm statistics and attention should be the same with the teacher in train mode, its
 recorded statistics untouched. There is no code, and no formula is in our sources; ours: cross-entropy over the cells of
-the last feature map, the cosine as the distance, which grows in while the student sits out, the position's embedding
-beside the class's, all weights, GDFQ's student and pace. ImageNet: likely a student's `lr` of 1e-5. `fast`: as in gdfq.py.
+the last feature map, the cosine as the distance, which grows in while the student sits out, embeddings of positions that
+are added (multiplied, as GDFQ's of classes are, they are not followed), all weights, GDFQ's student and pace. ImageNet:
+likely a student's `lr` of 1e-5. `fast`: generator, pace and ranges as in gdfq.py; at a tenth of these weights attention
+stays where it was by chance.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ def acq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Re
     """ACQ: attention centred where it was asked, twins that differ, the same in train mode."""
     if effort == "fast":
         seen = ClassTarget() + BatchNormDeviation()
-        dream = seen + 0.1 * AttentionCentre() + 0.1 * TwinSimilarity(0.3) + SameInTrainMode(seen)
+        dream = seen + AttentionCentre() + TwinSimilarity(0.3) + SameInTrainMode(seen)
         step = _fast.cotrain(dream, SoftLabel(20.0) + HardLabel(), Twins(), PlaceNormed(width=_fast.GENERATOR.width, affine=True))
     else:
         seen = ClassTarget() + 0.1 * BatchNormMatch()
-        dream = seen + 0.1 * AttentionCentre() + 0.1 * TwinSimilarity(0.01) + SameInTrainMode(seen)
+        dream = seen + AttentionCentre() + TwinSimilarity(0.01) + SameInTrainMode(seen)
         step = _paper.cotrain(dream, SoftLabel(20.0, per_class=True) + HardLabel(), Twins(), BySide(Placed(), PlaceNormed()))
     return Recipe("acq", NoImages(), scheme_of(bits, ends), (step,))
