@@ -140,7 +140,7 @@ def test_learned_clips_get_gradients_from_beyond() -> None:
     with acting({quantizer: LearnedClip()}):
         quantizer(torch.tensor([0.2, 3.0, 4.0])).sum().backward()
     assert quantizer.scale.grad is not None
-        assert quantizer.scale.grad.item() == pytest.approx(2 / 15)  # two values beyond; the clip value moves as if it were the parameter
+    assert quantizer.scale.grad.item() == pytest.approx(2 / 15)  # two values beyond; the clip value moves as if it were the parameter
 
 
 def test_rules_last_as_long_as_their_block() -> None:
