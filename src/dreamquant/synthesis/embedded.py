@@ -92,8 +92,9 @@ class FlowAttention:
     """Level by level, noise that a flow has bent further is taken into the latent by a transformer block (Eq. 7 and 8).
 
     The flow's j-th mapping is that of j planar flows in a row (Rezende and Mohamed 2015), and ours: the paper names no
-    kind. A block is pre-normalised; the latent attends to itself and to its level's noise, so that how much it takes in
-    is attention's decision (the driver found has linear maps in a row, and no blocks).
+    kind. A block is pre-normalised, and begins as the plain sum of latent and noise; the latent attends to itself and to
+    its level's noise, so that what it takes in besides is attention's decision (ours; the driver found has linear maps in
+    a row, and no blocks).
     """
 
     levels: int = 4
@@ -198,18 +199,24 @@ class Planar(nn.Module):
 
 
 class Block(nn.Module):
-    """One level: the latent attends to itself and to noise, then passes a network of its own. (N, width) both -> (N, width)"""
+    """One level: latent and noise are added, with what attention to both takes from them and a network makes of that.
+
+    (N, width) both -> (N, width); the plain sum at first.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        last = nn.Linear(4 * width, width)
+        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), last)
+        for parameter in (*self.attention.out_proj.parameters(), *last.parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(self, latents: Tensor, noise: Tensor) -> Tensor:
         both = self.before(torch.stack([latents, noise], 1))  # (N, 2, width)
         taken, _ = self.attention(both[:, :1], both, both, need_weights=False)
-        latents = latents + taken[:, 0]
+        latents = latents + noise + taken[:, 0]
         fed: Tensor = latents + self.feed(self.between(latents))
         return fed
 
