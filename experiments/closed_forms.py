@@ -177,13 +177,14 @@ def main() -> None:
     parser.add_argument("network", choices=list(MODELS))
     parser.add_argument("out", type=Path, nargs="?", default=ROOT / "experiments" / "results" / "closed_forms")
     parser.add_argument("--regularisers", action="store_true", help="the sweep of DF-MPC's two regularisers instead")
+    parser.add_argument("--skip", nargs="*", default=[], metavar="RECIPE", help="as mixed, which dreams: hours of one core at 224 pixels")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     load, sources = MODELS[args.network]
     model, data = load(), {Path(source).name: LabelledImages.open(DATA / source) for source in sources}
     args.out.mkdir(parents=True, exist_ok=True)
     chosen = regularisers() if args.regularisers else cells()
-    wanted = [cell for cell in chosen if not (args.out / file_of(args.network, cell)).exists()]
+    wanted = [cell for cell in chosen if cell.recipe not in args.skip and not (args.out / file_of(args.network, cell)).exists()]
     for start in range(0, len(wanted), TOGETHER):
         part = wanted[start : start + TOGETHER]
         evaluated(args.network, part, model, data, args.out)
