@@ -5,7 +5,8 @@ A change of how a host's student learns; here the host is GDFQ, and `ait_on:NAME
 learns. Paper: the student's loss is the divergence from the teacher alone, no cross-entropy; and gradient inundation
 (inundate.py): each weight's step is enlarged until a given share of its integer codes changes. From the code: a share
 of 1e-3 for CIFAR (1e-4 for ImageNet), which falls with the rate; SGD at 1e-4 for all networks; no weight decay. Ours:
-the enlargement is bounded; where the host makes fewer than 10,000 updates, as in `fast`, ten times the share and the rate.
+the enlargement is bounded; where the host makes fewer than 10,000 updates, as in `fast`,
+three times the share and the rate (ten times is worse).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dreamquant.losses.student import SoftLabel
 from dreamquant.recipe import Recipe, Step
 from dreamquant.recipes.gdfq import gdfq
 
-LONG, SHORT = Inundate(1e-4, flips=1e-3), Inundate(1e-3, flips=1e-2)
+LONG, SHORT = Inundate(1e-4, flips=1e-3), Inundate(3e-4, flips=3e-3)
 
 
 def ait(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
