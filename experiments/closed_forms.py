@@ -78,7 +78,8 @@ def cells() -> Iterator[Cell]:
         for name in ("rtn", "omse", "aciq", "squant", "dfq"):
             yield Cell(name, bits, lambda name=name, bits=bits: recipes.find(name)(bits=bits))
     for bits in ("w4a32", "w3a32"):
-        yield Cell("omse", bits, lambda bits=bits: recipes.omse(bits, effort="paper"), "paper")
+        for name in ("omse", "aciq", "squant"):
+            yield Cell(name, bits, lambda name=name, bits=bits: recipes.find(name)(bits=bits, effort="paper"), "paper")
     yield Cell("rtn per tensor", "w8a8", lambda: per_tensor(recipes.rtn("w8a8")))
     yield Cell("rtn per tensor, folded", "w8a8", lambda: replace(per_tensor(recipes.rtn("w8a8")), prepare=(FoldBatchNorm(),)))
     yield Cell("dfq", "w8a8", lambda: recipes.dfq("w8a8", effort="paper"), "paper")

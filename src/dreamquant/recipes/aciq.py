@@ -3,8 +3,8 @@
 No dreaming, no training. From the paper: activations are cut where a Laplace distribution of the same spread wants it, and
 each output channel of the weights, whose range is not cut, gets its mean and norm back. Ours: the spread is that of
 BatchNorm's statistics, not of data; the mean is kept by flipping roundings, since whole zero points cannot hold the paper's shift by
-fractions of a step (next to none of it would be left); no allocation of bits to channels. Both efforts are the same, and
-`fast` does not take the ranges of the other recipes, since these ranges are the method.
+fractions of a step (next to none of it would be left); no allocation of bits to channels. `paper` is this alone; `fast`
+corrects the means of outputs analytically (ours), and does not take the ranges of the other recipes, since its own are the method.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dreamquant.quant.clips import AnalyticClip
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.recipe import Recipe
 from dreamquant.steps.calibrate import CalibrateFromStatistics
+from dreamquant.steps.correct import CorrectBiasFromStatistics
 from dreamquant.steps.restore import RestoreMoments
 from dreamquant.steps.rounding import RoundByFlips
 from dreamquant.synthesis.pixels import NoImages
@@ -20,5 +21,6 @@ from dreamquant.synthesis.pixels import NoImages
 
 def aciq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """Ranges of activations by a formula, weights that keep their mean and norm; no training."""
-    steps = (RoundByFlips(kernels=False), RestoreMoments(), CalibrateFromStatistics(ranges=AnalyticClip("laplace")))
+    mend = (CorrectBiasFromStatistics(),) if effort == "fast" else ()
+    steps = (RoundByFlips(kernels=False), RestoreMoments(), *mend, CalibrateFromStatistics(ranges=AnalyticClip("laplace")))
     return Recipe("aciq", NoImages(), scheme_of(bits, ends), steps)
