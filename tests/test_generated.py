@@ -41,7 +41,10 @@ def dream(folder: Path, out: Path, *more: str) -> Images:
     return Images.load(out)
 
 
-def test_more_images_of_the_classes_asked_for(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_images_of_the_classes_asked_for(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # nothing is broken over lines
     some = dream(made, tmp_path / "some", "--count", "7", "--labels", "3,5")
     assert some.labels.tolist() == [3, 5, 3, 5, 3, 5, 3] and some.pixels.shape == (7, 1, 8, 8)
     said = capsys.readouterr().out

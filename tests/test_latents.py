@@ -99,7 +99,7 @@ def test_generators_make_images_of_every_size(shape: tuple[int, int, int], model
 
 def test_sizes_of_the_generator_are_those_published(model: Model) -> None:
     net = Upsampling().on(model)
-    assert net.start.weight.shape == (128 * 4 * 4, 256) and net.middle.weight.shape[:2] == (64, 128)
+    assert net.start.weight.shape == (128 * 4 * 4, 256) and net.convs[0].weight.shape[:2] == (64, 128)
 
 
 @pytest.mark.parametrize("count", [10, 7, 13])

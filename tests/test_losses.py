@@ -177,7 +177,7 @@ def test_saliency_is_the_closed_form_of_resnets(model: Model, images: Images) ->
 def test_losses_print_as_equations_and_print_back() -> None:
     loss = 20 * SoftLabel(20.0) + 0.5 * HardLabel(0.5) + OnHarderImages(3 * SoftLabel())
     assert eval(repr(loss)) == loss
-    assert repr(SoftLabel(4.0) + HardLabel()) == "SoftLabel(temperature=4.0) + HardLabel(max_difficulty=1.0)"
+    assert repr(SoftLabel(4.0) + HardLabel()) == "SoftLabel(temperature=4.0, per_class=False) + HardLabel(max_difficulty=1.0)"
     assert isinstance(2 * (SoftLabel() + HardLabel()), Sum)
     with pytest.raises(TypeError):
         SoftLabel() + 1  # type: ignore[operator]
