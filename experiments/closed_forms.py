@@ -1,8 +1,9 @@
 """Recipes that need seconds and no training, at many bit widths: `python experiments/closed_forms.py resnet20 [RESULTS]`.
 
-One JSON file for each cell, skipped when it exists; `python experiments/table.py --pivot kept FOLDER` makes the table. All
-cells of a network are evaluated in one pass over the images. Networks: resnet20 (third-party; count by kept, and by the
-drop on lossless200), matched (our own; by its drop) and efficientnet_lite0 (by its drop on odd500).
+One JSON file for each cell, skipped when it exists; `python experiments/table.py FOLDER --pivot kept "drop that counts"
+seconds` makes the tables. All cells of a network are evaluated in one pass over the images. Networks: resnet20
+(third-party; count by kept, and by the drop on lossless200), matched (our own; by its drop) and efficientnet_lite0 (by
+its drop on odd500).
 """
 
 from __future__ import annotations
