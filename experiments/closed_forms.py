@@ -68,6 +68,11 @@ def per_tensor(recipe: Recipe) -> Recipe:
     return replace(recipe, scheme=replace(uniform("w8a8"), weights=Int(8)))
 
 
+def on_dreams(recipe: Recipe) -> Recipe:
+    """The same, with mixed bits chosen by what is lost on dreamed images, not on noise."""
+    return replace(recipe, synthesis=recipes.find("mixed")().synthesis)
+
+
 def alternating(recipe: Recipe, low: int) -> Recipe:
     """The same with DF-MPC's bits, but none of its compensation."""
     return replace(recipe, scheme=Alternate(Int(low, "channel"), Int(6, "channel"), None))
@@ -95,6 +100,9 @@ def cells() -> Iterator[Cell]:
     for weights, activations in ((4, 32), (3, 32), (4, 4), (4, 8), (8, 8), (6, 6)):
         bits = f"mixed:{weights}.0a{activations}"
         yield Cell("mixed", f"w{weights}a{activations}", lambda bits=bits: recipes.find("mixed")(bits=bits))
+    for weights in (4, 3):
+        bits = f"mixed:{weights}.0a32"
+        yield Cell("squant, mixed bits", f"w{weights}a32", lambda bits=bits: on_dreams(recipes.squant(bits=bits)))
     for bits in UNIFORM[4:]:
         for name in ("rtn", "omse", "aciq", "squant", "dfq"):
             yield Cell(name, bits, lambda name=name, bits=bits: recipes.find(name)(bits=bits))
