@@ -22,7 +22,7 @@ from dreamquant.cli.bench import commit
 from dreamquant.evaluate import LabelledImages, predictions, scored
 from dreamquant.folder import write_json
 from dreamquant.job import device_words, float_bytes
-from dreamquant.prepare import FoldBatchNorm
+from dreamquant.prepare import FoldBatchNorm, WidenReLU6
 from dreamquant.quant.pairs import Alternate
 from dreamquant.quant.scheme import Int, uniform
 from dreamquant.run import Run
@@ -68,6 +68,11 @@ def per_tensor(recipe: Recipe) -> Recipe:
     return replace(recipe, scheme=replace(uniform("w8a8"), weights=Int(8)))
 
 
+def widened(recipe: Recipe) -> Recipe:
+    """The same with every ReLU6 a ReLU first, so that pairs reach across it, as DFQ's paper has it."""
+    return replace(recipe, prepare=(WidenReLU6(), *recipe.prepare))
+
+
 def on_dreams(recipe: Recipe) -> Recipe:
     """The same, with mixed bits chosen by what is lost on dreamed images, not on noise."""
     return replace(recipe, synthesis=recipes.find("mixed")().synthesis)
@@ -89,6 +94,7 @@ def cells() -> Iterator[Cell]:
     yield Cell("rtn per tensor", "w8a8", lambda: per_tensor(recipes.rtn("w8a8")))
     yield Cell("rtn per tensor, folded", "w8a8", lambda: replace(per_tensor(recipes.rtn("w8a8")), prepare=(FoldBatchNorm(),)))
     yield Cell("dfq", "w8a8", lambda: recipes.dfq("w8a8", effort="paper"), "paper")
+    yield Cell("dfq, ReLU6 widened", "w8a8", lambda: widened(recipes.dfq("w8a8", effort="paper")), "paper")
     for low in (2, 3):
         column = f"{low}/6"
         yield Cell("dfmpc", column, lambda low=low: recipes.dfmpc(f"w{low}a32"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from dreamquant.synthesis.conditions import Condition
 from dreamquant.synthesis.generator import Generator
 from dreamquant.synthesis.positions import Placed, PlaceNormed, Twins
 from dreamquant.trace import Trace, Watch
+from faults import Killed, killing_after
 from oracles import FACTS, inputs_of_batch_norm, record
 from test_recipes import tiny
 
@@ -302,22 +302,6 @@ def test_attention_follows_when_it_is_trained_to(generator: Generator, updates: 
         dreamer.step(0.0)
     end = inspect(model, dreamer.draw(torch.arange(64) % 2, Run())).centres_hit
     assert start is not None and end is not None and start < 0.2 and end > 0.5
-
-
-class Killed(Exception):
-    """Stands for a kill."""
-
-
-def killing_after(count: int) -> Callable[[Loop, int], None]:
-    real, left = Loop.save, [count]
-
-    def save(self: Loop, following: int) -> None:
-        real(self, following)
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-
-    return save
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -37,6 +36,7 @@ from dreamquant.synthesis.generator import Multiplied
 from dreamquant.synthesis.pixels import NoImages
 from dreamquant.synthesis.trained import TrainGenerator
 from dreamquant.trace import Pair, Trace, Watch
+from faults import Killed, killing_after
 
 NONE = Images(torch.empty(0, 3, 16, 16), torch.empty(0, dtype=torch.long))
 DREAM = Dream(BatchNormDeviation() + ClassTarget(), Multiplied(8, 8), batch=8)
@@ -234,22 +234,6 @@ def test_schedules_follow_one_clock(model: Model, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(type(state.dreamer), "step", lambda self, share: (done.append(share), real(self, share))[1])
     CoTrain(DREAM, LEARN, (DreamOnly(2, track=0.9), Together(2)), count=4)(student, model, NONE, Run())
     assert done == [0.0, 0.25, 0.5, 0.75]
-
-
-class Killed(Exception):
-    """Stands for a kill: nothing in the package may catch it."""
-
-
-def killing_after(count: int) -> Callable[[Loop, int], None]:
-    real, left = Loop.save, [count]
-
-    def save(self: Loop, following: int) -> None:
-        real(self, following)
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-
-    return save
 
 
 @pytest.mark.parametrize("learned", [False, True])

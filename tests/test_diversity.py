@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from dreamquant.run import Loop
 from dreamquant.synthesis.labels import Balanced, SharedClasses, SoftTargets
 from dreamquant.synthesis.pixels import OptimizePixels
 from dreamquant.trace import Watch
+from faults import Killed, killing_after
 from oracles import FACTS, inputs_of_batch_norm, record, twelve_images
 
 
@@ -172,10 +172,6 @@ PULLING = ("synthesis.loss.ClassSpread.low=0.0", "synthesis.loss.ClassSpread.hig
 MORE = {"texq": ("synthesis.exemplars.iterations=2",), "dsg": ("synthesis.loss.BatchNormSlack.samples=64",), "intraq": PULLING}
 
 
-class Killed(Exception):
-    """Stands for a kill: nothing in the package may catch it."""
-
-
 def small(name: str) -> Recipe:
     recipe = recipes.find(name)(bits="w3a3")
     for setting in (*SMALL, *MORE.get(name, ())):
@@ -183,24 +179,12 @@ def small(name: str) -> Recipe:
     return recipe
 
 
-def dying_after(count: int) -> Callable[[Loop, int], None]:
-    real, left = Loop.save, [count]
-
-    def save(self: Loop, following: int) -> None:
-        real(self, following)
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-
-    return save
-
-
 @pytest.mark.parametrize("name", ["intraq", "texq", "ris", "dsg"])
 def test_memories_survive_a_kill_anywhere(name: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = small(name).dream(model, Run(1, tmp_path / "whole", save_every=0.0)).pixels
     for count in (1, 3, 5, 6):
         folder = tmp_path / f"killed{count}"
-        monkeypatch.setattr(Loop, "save", dying_after(count))
+        monkeypatch.setattr(Loop, "save", killing_after(count))
         with pytest.raises(Killed):
             small(name).dream(model, Run(1, folder, save_every=0.0))
         monkeypatch.undo()

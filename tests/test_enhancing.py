@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from dreamquant.synthesis.embedded import AddNoise, AttentionMixer, Blend, Class
 from dreamquant.synthesis.generator import ClassNormed, Multiplied
 from dreamquant.synthesis.pixels import NoImages
 from dreamquant.trace import Trace, Watch, pair
+from faults import Killed, killing_after
 
 SMALL = ClassEmbedded(8, 8)
 DREAM = Dream(ClassTarget() + ClassMeanLikeness() + BatchNormDeviation(), SMALL, conditioner=MixedClasses(0.5), batch=8)
@@ -301,22 +301,6 @@ def test_labels_are_those_of_the_attention(model: Model) -> None:
         assert all(torch.equal(p, b) for p, b in zip(state.dreamer.generator.parameters(), before, strict=True))
         images = state.draw(10)
     assert images.labels.sort().values.tolist() == list(range(10)), "images are drawn of single classes"
-
-
-class Killed(Exception):
-    """Stands for a kill."""
-
-
-def killing_after(count: int) -> Callable[[Loop, int], None]:
-    real, left = Loop.save, [count]
-
-    def save(self: Loop, following: int) -> None:
-        real(self, following)
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-
-    return save
 
 
 @pytest.mark.parametrize("count", [3, 6, 7, 9, 18])

@@ -17,12 +17,9 @@ from dreamquant.synthesis.generator import Upsampling
 from dreamquant.synthesis.latents import OptimizeLatents
 from dreamquant.synthesis.swing import Moved, Swing, Unchanged
 from dreamquant.trace import Watch
+from faults import Killed
 
 SMALL = OptimizeLatents(BatchNormSum(), count=10, batch=6, iterations=3, generator=Upsampling(latent=8, width=8))
-
-
-class Killed(Exception):
-    """Stands for a kill: nothing in the package may catch it."""
 
 
 @pytest.fixture

@@ -122,9 +122,19 @@ def test_families_export(net: str, bits: str, tmp_path: Path) -> None:
     quantized = freeze(student_of(NETS[net](), scheme_of(bits)), {})
     found = export(quantized, tmp_path / "net.onnx", images=images(32)).check
     assert found is not None and found.classes >= 3  # with one class, agreement would say nothing
-    assert found.agreement >= 31 / 32 and found.relative < 0.05  # a rounding may fall to the other side
+    # of Pools three images in four are equal to the bit (tested below), in others a mean on the edge falls to the next code
+    assert found.agreement >= 31 / 32 and found.relative < (0.05 if net == "pools" else 0.02)
     least = {"resnet": 1, "depthwise": 1, "shuffle": 1, "tokens": 0.8, "pools": 0.75, "swish": 1}[net]
     assert found.coverage >= least
+
+
+def test_what_differs_is_a_code_on_the_edge(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    quantized = freeze(student_of(Pools(), scheme_of("w8a8")), {})
+    export(quantized, tmp_path / "net.onnx")
+    x = images(32)
+    (theirs,) = session_of(tmp_path / "net.onnx").run(["logits"], {"input": x.numpy()})
+    assert sum(np.array_equal(a, b) for a, b in zip(theirs, quantized.deployed()(x).numpy(), strict=True)) >= 24
 
 
 def test_what_hardswish_reads_has_a_grid_at_deployment_alone() -> None:

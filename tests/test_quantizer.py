@@ -152,10 +152,11 @@ def test_rules_last_as_long_as_their_block() -> None:
     assert quantizer.rule is before
 
 
-def test_following_spans_a_share() -> None:
-    quantizer = Quantizer(Int(4), rule=Following(MinMax(), torch.tensor(0.5)))
+def test_following_spans_the_tensor_wherever_it_goes() -> None:
+    quantizer = Quantizer(Int(4), rule=Following())
     weight = torch.linspace(-1, 1, 31)
-    assert quantizer(weight).max() <= 0.6
+    scale, zero = to_grid(*MinMax()(weight, Int(4)), Int(4))
+    assert torch.equal(quantizer.grid(weight)[0], scale) and torch.equal(quantizer.grid(weight)[1], zero)
     assert quantizer.grid(weight * 2)[0] == pytest.approx(2 * quantizer.grid(weight)[0].item())
 
 

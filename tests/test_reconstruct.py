@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,13 +24,10 @@ from dreamquant.steps.calibrate import Calibrate, SetWeightRanges
 from dreamquant.steps.pieces import Blocks, Inputs, Layers, through
 from dreamquant.steps.reconstruct import Anneal, Reconstruct
 from dreamquant.synthesis.transforms import Flip
+from faults import Killed, killing_after
 
 FACTS = ((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
 QUICK = Reconstruct(3, 8, rounding=Adam(1e-2), weight_steps=Adam(1e-4), activation_steps=Adam(1e-3), transforms=(Flip(),), views=2)
-
-
-class Killed(Exception):
-    """Stands for a kill: nothing in the package may catch it."""
 
 
 @pytest.fixture
@@ -220,18 +216,6 @@ def test_rebuilding_brings_the_student_closer_to_its_teacher(model: Model) -> No
     Reconstruct(60, rounding=Adam(3e-2), anneal=Anneal(1e-3), activation_steps=Adam(1e-3))(student, model, given, run)
     assert error() < 0.7 * before
     assert any(name.endswith("reconstruction") for name in run.curves)
-
-
-def killing_after(count: int) -> Callable[[Loop, int], None]:
-    real, left = Loop.save, [count]
-
-    def save(self: Loop, following: int) -> None:
-        real(self, following)
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-
-    return save
 
 
 @pytest.mark.parametrize(("count", "save_every"), [(0, 0.0), (4, 0.0), (9, 0.0), (0, 1e9), (3, 1e9), (8, 1e9)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,9 @@ from dreamquant.optimizers import Adam, Cosine, Decay, Sgd, pace
 from dreamquant.recipe import Recipe, changed, scaled
 from dreamquant.run import Loop
 from dreamquant.synthesis.pixels import OptimizePixels, balanced
+from faults import Killed, killing_after
 
 SMALL = {"synthesis.count": "20", "synthesis.batch": "8", "synthesis.iterations": "3", "steps.FineTune.iterations": "4"}
-
-
-class Killed(Exception):
-    """Stands for a kill: nothing in the package may catch it."""
 
 
 @pytest.fixture
@@ -34,19 +30,6 @@ def small(name: str, bits: str = "w3a3") -> Recipe:
         if key.split(".")[0] != "steps" or any(type(s).__name__ == "FineTune" for s in recipe.steps):
             recipe = changed(recipe, f"{key}={value}") if hasattr(recipe.synthesis, "iterations") else recipe
     return recipe
-
-
-def killing_after(count: int) -> Callable[[Loop, int], None]:
-    """A replacement for Loop.save that dies after `count` saves, as an interrupted process would."""
-    real, left = Loop.save, [count]
-
-    def save(self: Loop, following: int) -> None:
-        real(self, following)
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-
-    return save
 
 
 @pytest.mark.parametrize("name", ["synq", "dream"])

@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dreamquant.quant.ranges import MinMax, Observer, Ranges, over, to_grid
+from dreamquant.quant.ranges import MinMax, Observer, over, to_grid
 from dreamquant.quant.scheme import Int
 
 
@@ -99,18 +99,10 @@ class Inside(Rule):
 
 
 class Following(Rule):
-    """The grid follows the tensor: weights in training. With `share` below 1 it spans that share of the range found."""
-
-    share: Tensor
-
-    def __init__(self, ranges: Ranges | None = None, share: Tensor | None = None) -> None:
-        super().__init__()
-        self.ranges = ranges or MinMax()
-        self.register_buffer("share", torch.ones(()) if share is None else share)
+    """The grid spans the tensor, wherever it goes: weights in training."""
 
     def grid(self, q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = self.ranges(x.detach(), q.format)
-        return to_grid(low * self.share, high * self.share, q.format)
+        return to_grid(*MinMax()(x.detach(), q.format), q.format)
 
 
 class LearnedStep(Rule):

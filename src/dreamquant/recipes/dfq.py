@@ -4,8 +4,8 @@
 activations spanning 6 deviations of BatchNorm's record. `fast`, ours: one grid for each output channel, where equalizing
 has nothing left to do, and activation ranges that minimise the expected error, like all our recipes without images; what
 remains of the method is its bias correction. Ours in both: ReLU6 stays, and no pair reaches across it, where the paper
-widens it to ReLU (`prepare.WidenReLU6`), which alone takes 26 points from EfficientNet-Lite0; the zero padding that the
-paper leaves out of the expected inputs is counted.
+widens it to ReLU (`prepare.WidenReLU6`), which EfficientNet-Lite0 does not survive at 8 bits (experiments/results/closed_forms.md);
+the zero padding that the paper leaves out of the expected inputs is counted.
 """
 
 from __future__ import annotations

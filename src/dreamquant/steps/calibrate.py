@@ -12,8 +12,7 @@ from dreamquant import graph
 from dreamquant.images import Images
 from dreamquant.model import Model
 from dreamquant.moments import Spread, activation, floor, moments, quantiles
-from dreamquant.quant.quantizer import Following
-from dreamquant.quant.ranges import LpSearch, MinMax, Ranges, to_grid
+from dreamquant.quant.ranges import LpSearch, Ranges, to_grid
 from dreamquant.quant.student import Student
 from dreamquant.run import Run
 from dreamquant.synthesis.pixels import Noise
@@ -121,18 +120,3 @@ class SetWeightRanges:
         for layer in student.layers().values():
             form = layer.quantizer.format
             layer.quantizer.fix(*to_grid(*self.ranges(layer.weight.detach(), form), form))
-
-
-@dataclass(frozen=True)
-class NarrowWeightRanges:
-    """Grids follow the latent weights, but span only the share of their range that has the smallest error now."""
-
-    ranges: LpSearch = LpSearch()
-
-    def __call__(self, student: Student, teacher: Model, images: Images, run: Run) -> None:
-        for layer in student.layers().values():
-            q, weight = layer.quantizer, layer.weight.detach()
-            low, high = MinMax()(weight, q.format)
-            best_low, best_high = self.ranges(weight, q.format)
-            share = (best_high - best_low) / (high - low).clamp_min(1e-12)
-            q.rule = Following(MinMax(), share)
