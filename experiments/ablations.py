@@ -109,7 +109,7 @@ def grad_cam_plus_plus(bits: str = BITS, effort: str = "fast", ends: int | None 
 
 
 def _jobs(*functions: str, settings: tuple[tuple[str, ...], ...] = ((),)) -> list[Job]:
-    job = load_file(Path(__file__).with_name("dreaming.py")).third_party_job
+    job = load_file(Path(__file__).with_name("methods.py")).third_party_job
     names = [name if name == "synq" else f"{Path(__file__).resolve()}:{name}" for name in functions]
     return [job(name, BITS, seed, setting) for seed in SEEDS for setting in settings for name in names]
 

@@ -64,7 +64,7 @@ def styles_4(bits: str = "w3a3", effort: str = "fast", ends: int | None = None) 
 
 
 def _jobs(*functions: str, bits: tuple[str, ...] = ("w3a3",), settings: tuple[tuple[str, ...], ...] = ((),)) -> list[Job]:
-    job = load_file(Path(__file__).with_name("dreaming.py")).third_party_job
+    job = load_file(Path(__file__).with_name("methods.py")).third_party_job
     here = [f"{Path(__file__).resolve()}:{name}" if name in globals() and name != "causal_dfq" else name for name in functions]
     return [job(name, width, seed, setting) for seed in SEEDS for width in bits for setting in settings for name in here]
 

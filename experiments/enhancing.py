@@ -117,7 +117,7 @@ def emf(bits: str = BITS, effort: str = "fast", ends: int | None = None) -> Reci
 
 def ideas() -> list[Job]:
     """Table 3."""
-    job = load_file(Path(__file__).with_name("dreaming.py")).third_party_job
+    job = load_file(Path(__file__).with_name("methods.py")).third_party_job
     names = ["enhancing_dfq", *(f"{Path(__file__).resolve()}:{name}" for name in ROWS)]
     return [job(name, BITS, seed) for seed in SEEDS for name in names]
 

@@ -1,4 +1,4 @@
-"""The table of a folder of results, as Markdown: `python experiments/table.py experiments/results/main_job`.
+"""The table of a folder of results, as Markdown: `python experiments/table.py experiments/results/methods`.
 
 Mean over seeds, and the spread (largest less smallest) where there are several. Nothing in it is typed by hand. With
 `--pivot COLUMN ...` (after the folders) a table for each model and column: recipes down, bits across, that column in the

@@ -16,7 +16,8 @@ from dreamquant.losses.student import HardLabel, SaliencyMatch
 from dreamquant.synthesis.transforms import LowPass
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
-GRIDS = ["dreaming.py:third_party", "dreaming.py:matched", "dreaming.py:plugged"]
+METHODS = ("third_party", "matched", "edge", "pixels_third_party", "pixels_matched", "plugged", "rebuilt")
+GRIDS = [f"methods.py:{name}" for name in (*METHODS, "generators_third_party", "generators_matched")]
 GRIDS += ["enhancing.py:ideas"]
 GRIDS += [f"ablations.py:{name}" for name in ("ideas", "maps", "thresholds", "cutoffs", "counts")]
 GRIDS += [f"causal.py:{name}" for name in ("decoupling", "alignment", "weights", "thresholds")]

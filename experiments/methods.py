@@ -1,0 +1,102 @@
+"""Methods side by side: `dreamquant bench experiments/methods.py:third_party --out experiments/results/methods`.
+
+In `fast` methods of one family share images, steps and pace, so that what differs is the method. All grids of this file go
+into one folder, where a job that two of them ask for is done once.
+
+Real data and third-party weights are read from the folder in DREAMQUANT_DATA (default: ../shared/data beside the
+repository). Third-party networks count by `kept` on test.tar and by their drop on lossless200; our own by their drop on
+test.tar, which is like what they were trained on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dreamquant.job import Job
+
+ROOT = Path(__file__).resolve().parent.parent
+CIFAR = Path(os.environ.get("DREAMQUANT_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
+MAIN = ("rtn", "zeroq", "distill", "dream", "synq")
+PIXELS = ("rtn", "zeroq", "dsg", "distill", "intraq", "hast", "texq", "plf", "ris", "synq", "dream")
+LEARNING = ("zeroq", "dsg", "distill", "intraq", "hast", "texq", "plf", "ris", "dream")  # what synq_on is put on
+GENERATORS = ("gdfq", "arc", "qimera", "ait", "adasg", "adadfq", "causal_dfq", "acq", "enhancing_dfq")
+BITS = ("w3a3", "w4a4")
+SEEDS = (0, 1, 2)
+
+
+def third_party_job(recipe: str, bits: str, seed: int, settings: Sequence[str] = (), ends: int | None = None) -> Job:
+    """Third-party resnet20, measured on test.tar and lossless200."""
+    return Job(
+        model=f"{ROOT / 'experiments' / 'networks.py'}:resnet20",
+        weights=str(CIFAR / "resnet20.safetensors"),
+        shape=(3, 32, 32),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        recipe=recipe,
+        bits=bits,
+        ends=ends,
+        seed=seed,
+        set=tuple(settings),
+        eval=str(CIFAR / "test.tar"),
+        also=(str(CIFAR / "lossless200.npz"),),
+    )
+
+
+def matched_job(recipe: str, bits: str, seed: int, ends: int | None = None, model: str = "resnet20-cifar10") -> Job:
+    """A network of ours, measured on images like those it was trained on."""
+    return Job(model=f"zoo:{model}", recipe=recipe, bits=bits, ends=ends, seed=seed, eval=str(CIFAR / "test.tar"))
+
+
+def third_party() -> list[Job]:
+    """The main job on the third-party network, W8A8 by default too."""
+    jobs = [third_party_job(recipe, bits, seed) for seed in SEEDS for bits in BITS for recipe in MAIN]
+    return [*jobs, *(third_party_job("dream", "w8a8", seed) for seed in SEEDS)]
+
+
+def matched() -> list[Job]:
+    """The main job on our own network, whose training images were JPEG too."""
+    return [matched_job(recipe, bits, seed) for seed in SEEDS for bits in BITS for recipe in MAIN]
+
+
+def edge() -> list[Job]:
+    """Two classes and depthwise convolutions; 20,000 parameters and inputs of 0..255."""
+    models = ("depthwise-animals", "tiny-raw-cifar10")
+    return [matched_job("dream", bits, seed, model=model) for seed in SEEDS for model in models for bits in BITS]
+
+
+def pixels_third_party() -> list[Job]:
+    """Every method that dreams on pixels, on the third-party network."""
+    return [third_party_job(method, bits, seed) for seed in SEEDS for bits in BITS for method in PIXELS]
+
+
+def pixels_matched() -> list[Job]:
+    """The same on our own network."""
+    return [matched_job(method, bits, seed) for seed in SEEDS for bits in BITS for method in PIXELS]
+
+
+def plugged() -> list[Job]:
+    """SynQ's ideas on every other method (its Table 7), third-party network."""
+    return [third_party_job(f"synq_on:{method}", bits, seed) for seed in SEEDS for bits in BITS for method in LEARNING]
+
+
+def rebuilt() -> list[Job]:
+    """Reconstruction, and our own recipe, with first and last layers at 8 bits as papers on reconstruction have them."""
+    return [
+        job(recipe, bits, seed, ends=8)
+        for seed in SEEDS
+        for bits in ("w3a3", "w2a4")
+        for job in (third_party_job, matched_job)
+        for recipe in ("genie", "dream")
+    ]
+
+
+def generators_third_party() -> list[Job]:
+    """Every method that trains a generator, on the third-party network."""
+    return [third_party_job(method, bits, seed) for seed in SEEDS for bits in BITS for method in GENERATORS]
+
+
+def generators_matched() -> list[Job]:
+    """The same on our own network."""
+    return [matched_job(method, bits, seed) for seed in SEEDS for bits in BITS for method in GENERATORS]
