@@ -35,10 +35,10 @@ class _Normalise(torch.autograd.Function):
             return v.view(1, -1, *[1] * (x.ndim - 2))
 
         z = torch.addcmul(wide(shift), x, wide(scale))  # (x - mu) / sigma
-        flat = z.flatten(2) if z.ndim > 2 else z[..., None]
         ctx.save_for_backward(z, scale, weight)
-        second = torch.linalg.vector_norm(flat, dim=2).square() / flat.shape[2]
-        return torch.addcmul(wide(bias), z, wide(weight)), flat.mean(2), second
+        places = tuple(range(2, z.ndim))
+        first, second = (z.mean(places), (z * z).mean(places)) if places else (z.clone(), z * z)
+        return torch.addcmul(wide(bias), z, wide(weight)), first, second
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -151,7 +151,7 @@ class Watch:
         if batch_statistics not in self.made:
             self.made[batch_statistics] = self._build(batch_statistics)
         made = self.made[batch_statistics]
-        seen = made(images.pixels)
+        seen = made(images.pixels.contiguous(memory_format=torch.channels_last))  # a third faster on a CPU
         moments = {}
         for name, (first, second) in seen["moments"].items():
             bn = made.get_submodule("moments." + name)
