@@ -1,7 +1,7 @@
 """What the `fast` efforts share, alike for all, so that what differs is the method: images, ranges, and a student's pace.
 
 Ours, from our own measurements: BatchNorm statistics in units of the network's deviations, pixels of [0, 1], ranges that
-minimise the error, Adam with cosine decay.
+minimise the error, Adam with cosine decay, images shown at other contrasts and brightnesses too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dreamquant.steps.finetune import FineTune
 from dreamquant.synthesis.conditions import Conditioner, Uniform
 from dreamquant.synthesis.generator import ClassNormed, Generator
 from dreamquant.synthesis.pixels import OptimizePixels
-from dreamquant.synthesis.transforms import Flip, Shift, Transform
+from dreamquant.synthesis.transforms import Contrast, Flip, Shift, Transform
 from dreamquant.trace import Pair
 
 IMAGES = OptimizePixels(
@@ -32,7 +32,7 @@ IMAGES = OptimizePixels(
     transforms=(Flip(), Shift(2)),
 )
 CALIBRATE = Calibrate(LpSearch(), count=256)
-AUGMENT = (Flip(), Shift(3))
+AUGMENT = (Flip(), Shift(3), Contrast(0.4))  # few dreams are soon known by heart; at other contrasts they are more
 
 
 GENERATOR = ClassNormed(width=64, affine=True)  # learns the classes in so few updates, which Multiplied does not
