@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dreamquant import Images, Model, Run
 from dreamquant.dream import Dream
-from dreamquant.inspection import class_balance, inspect, spectrum_slope
+from dreamquant.inspection import class_balance, inspect, spectrum, spectrum_slope
 from dreamquant.job import Job, quantize_job
 from dreamquant.learn import Learn
 from dreamquant.losses.image import BatchNormDeviation, ClassTarget, features
@@ -185,6 +185,16 @@ def test_slopes_of_made_spectra_are_found(slope: float, size: tuple[int, int]) -
     assert spectrum_slope(255 * made + 100) == pytest.approx(slope, abs=0.06), "neither scale nor middle matters"
 
 
+def test_a_wave_is_seen_at_its_frequency() -> None:
+    """Cosines of 3 cycles across and 5 down, one to each ring: amplitude N / 2 in two places of the ring."""
+    across, down = torch.arange(16) * (2 * math.pi / 16), torch.arange(24) * (2 * math.pi / 24)
+    waves = (3 * across).cos().expand(24, 16)[None, None] + (6 * down).cos()[:, None].expand(24, 16)[None, None]
+    found = spectrum(waves)  # 6 cycles in 24 pixels are 4 in 16, the shorter side
+    assert len(found) == 8
+    assert [int(r) + 1 for r in found.topk(2).indices.sort().values] == [3, 4]
+    assert found[[0, 1, 4, 5, 6, 7]].max() < 1e-3 * found[2]
+
+
 def test_what_cannot_be_measured_is_none() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
     model = Model.from_module(net, (1, 4, 4), (0.5,), (0.5,))
@@ -209,4 +219,4 @@ def test_a_job_records_and_shows_it(tmp_path: Path) -> None:
     assert kept == result["images"] and kept["inspected"] == 128 and kept["class_balance"] > 0.99
     assert kept["spectrum_slope"] == pytest.approx(0, abs=0.1), "rtn's images are white noise"
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "spectrum slope" in page and "Measured on 128 of them" in page
+    assert "spectrum slope" in page and "cycles per image" in page and "Measured on 128 of them" in page

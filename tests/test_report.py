@@ -17,7 +17,7 @@ from dreamquant.report import write_report
 from dreamquant.report.layers import decibels
 from dreamquant.report.likeness import likeness, plane, similarity
 from dreamquant.report.page import headline, kilobytes, percent
-from dreamquant.report.pictures import curve_chart, noise_chart, plane_chart, sheet, similarity_chart
+from dreamquant.report.pictures import curve_chart, noise_chart, plane_chart, sheet, similarity_chart, spectrum_chart
 
 RESULT: dict[str, Any] = {
     "model": "zoo:<b>net</b>",
@@ -188,4 +188,7 @@ def test_the_page_shows_likeness_where_there_is_one(tmp_path: Path) -> None:
     page = write_report(make_folder(tmp_path / "job", details={**DETAILS, "likeness": found})).read_text()
     assert page.count("<svg") == 4 and "images of class 2" in page and "mean 0.25" in page
     assert not re.search(r'(src|href)="(?!data:|#)', page)
+    with_spectrum = {**DETAILS, "spectrum": [8.0, 4.0, 2.0]}
+    assert "1/f" in write_report(make_folder(tmp_path / "other", details=with_spectrum)).read_text() and "1/f" not in page
+    assert spectrum_chart("x", {"a": [1.0]}) == spectrum_chart("x", {"a": [1.0, 0.0]}) == ""
     assert similarity_chart("x", [[1.0]]) == plane_chart("x", {}) == plane_chart("x", {"a": []}) == ""

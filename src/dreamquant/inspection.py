@@ -103,24 +103,27 @@ def class_balance(classes: Tensor, count: int) -> float:
     return float(-torch.xlogy(shares, shares).sum()) / largest if largest else 1.0
 
 
-def spectrum_slope(pixels: Tensor) -> float | None:
-    """Least-squares slope of the log of the mean amplitude against the log of the frequency, (N, C, H, W) -> number.
+def spectrum(pixels: Tensor) -> Tensor:
+    """Mean amplitude by frequency, (N, C, H, W) -> (F,): of 1 to F cycles per image, F half the pixels of its shorter side.
 
-    The mean is over images, channels and the ring of frequencies that round to the same number of cycles per image
-    (of the shorter side), from 1 to half its pixels. None for fewer than three rings.
+    The mean is over images, channels and the ring of frequencies that round to the same number of cycles.
     """
     height, width = pixels.shape[-2:]
     side = min(height, width)
     amplitude = torch.fft.fft2(pixels.float()).abs().mean((0, 1))
     down, across = (torch.fft.fftfreq(size, device=pixels.device) for size in (height, width))
     ring = ((down[:, None].square() + across.square()).sqrt() * side).round().long()
-    rings = torch.arange(1, side // 2 + 1, device=pixels.device)
-    if len(rings) < 3:
+    return torch.stack([amplitude[ring == r].mean() for r in range(1, side // 2 + 1)]) if side > 1 else pixels.new_empty(0)
+
+
+def spectrum_slope(pixels: Tensor) -> float | None:
+    """Least-squares slope of the log of the amplitude against the log of the frequency; None for fewer than three frequencies."""
+    means = spectrum(pixels)
+    if len(means) < 3:
         return None
-    means = torch.stack([amplitude[ring == r].mean() for r in rings]).clamp_min(1e-12).log()
-    x = rings.float().log()
+    x = torch.arange(1, len(means) + 1, device=pixels.device).float().log()
     x = x - x.mean()
-    return float((x * means).sum() / x.square().sum())
+    return float((x * means.clamp_min(1e-12).log()).sum() / x.square().sum())
 
 
 def _deviation(seen: list[Trace]) -> float:

@@ -17,7 +17,7 @@ from dreamquant.choose import chosen
 from dreamquant.evaluate import LabelledImages, predictions, scored
 from dreamquant.folder import JOB, belongs, claimed, read_json, replacing, write_json
 from dreamquant.images import Images
-from dreamquant.inspection import inspect
+from dreamquant.inspection import inspect, spectrum
 from dreamquant.intake import load_model
 from dreamquant.model import Model
 from dreamquant.quant.quantized import QuantizedModel
@@ -156,6 +156,7 @@ def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str
         "images": {"count": len(images), "digest": images.digest if len(images) else None},
         "inspection": asdict(inspect(model, images)) if len(images) else None,
         "likeness": likeness(model, images) if len(images) else None,
+        "spectrum": spectrum(images.pixels).tolist() if len(images) else None,
         "left_in_float": {**model.left_in_float, **quantized.left_in_float},
         **layer_rows(model, quantized, images.pixels[:MEASURED]),
     }

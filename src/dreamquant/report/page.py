@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from dreamquant.folder import read_json, write_text
 from dreamquant.progress import duration
-from dreamquant.report.pictures import bits_chart, curve_chart, front_chart, noise_chart, plane_chart, similarity_chart
+from dreamquant.report.pictures import bits_chart, curve_chart, front_chart, noise_chart, plane_chart, similarity_chart, spectrum_chart
 
 CHARTS = 8  # loss curves shown; a large set is dreamed in many batches that look alike
 NAMED = 4  # unreadable files that are named
@@ -40,6 +40,7 @@ def write_report(folder: str | Path) -> Path:
         placement=PLACEMENTS.get(details.get("placement", ""), ""),
         dreamed=image_rows(result.get("images") or {}),
         likeness=[Markup(chart) for chart in likeness_charts(details.get("likeness")) if chart],
+        spectrum=Markup(spectrum_chart("spectrum", {"dreamed": details.get("spectrum") or []})),  # older folders have none
         sheet=base64.b64encode(preview.read_bytes()).decode() if preview.exists() else None,
         fronts=fronts,
         bits=Markup(bits_chart(details["layers"])),

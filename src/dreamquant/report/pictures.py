@@ -162,3 +162,20 @@ def plane_chart(title: str, groups: Mapping[str, Sequence[Sequence[float]]]) -> 
     axes.set_ylabel("second", fontsize=8)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.1)
     return _svg(figure, f"plane {title}")
+
+
+def spectrum_chart(title: str, sets: Mapping[str, Sequence[float]]) -> str:
+    """Amplitude by frequency, of 1, 2, ... cycles per image, of each set of images, and 1/f beside the first; "" where there are none."""
+    shown = {name: values for name, values in sets.items() if len(values) > 1 and min(values) > 0}
+    if not shown:
+        return ""
+    figure, axes = _axes(4.4, 2.8)
+    for name, values in shown.items():
+        axes.loglog(range(1, len(values) + 1), values, linewidth=1.4, label=name)
+    first = next(iter(shown.values()))
+    axes.loglog([1, len(first)], [first[0], first[0] / len(first)], color=GREY, linestyle=":", linewidth=1.2, label="1/f")
+    axes.set_title(title, fontsize=9, color=INK)
+    axes.set_xlabel("cycles per image", fontsize=8)
+    axes.set_ylabel("mean amplitude", fontsize=8)
+    axes.legend(fontsize=7, frameon=False)
+    return _svg(figure, f"spectrum {title}")
