@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
 
-from dreamquant import Images, Model
+from dreamquant import Images, Model, Run
 from dreamquant.choose import load_file
 from dreamquant.cli.bench import file_name, jobs_of, record
 from dreamquant.job import Job, recipe_of_job
@@ -18,7 +19,7 @@ from dreamquant.synthesis.transforms import LowPass
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
 METHODS = ("third_party", "matched", "edge", "pixels_third_party", "pixels_matched", "plugged", "rebuilt")
 GRIDS = [f"methods.py:{name}" for name in (*METHODS, "generators_third_party", "generators_matched")]
-GRIDS += ["enhancing.py:ideas"]
+GRIDS += ["enhancing.py:ideas", "noise.py"]
 GRIDS += [f"ablations.py:{name}" for name in ("ideas", "maps", "thresholds", "cutoffs", "counts")]
 GRIDS += [f"causal.py:{name}" for name in ("decoupling", "alignment", "weights", "thresholds")]
 
@@ -85,3 +86,50 @@ def test_figures_of_sets_of_images(tiny_net: nn.Module) -> None:
     sets = {name: Images(torch.randn(40, 3, 16, 16), torch.arange(40) % 10) for name in ("mine", "other's")}
     page = module.figures(model, sets, [0, 1, 2])
     assert page.count("<svg") == 2 + 3 and "other's, class 0" in page
+
+
+def test_noise_is_of_the_strength_that_it_says() -> None:
+    """On grey and on nearly black pixels: root of the mean squared change, by hand."""
+    module = load_file(FOLDER / "noise.py")
+    torch.manual_seed(0)
+    grey, dark = torch.full((4, 3, 64, 64), 0.5), torch.full((4, 3, 64, 64), 0.01)
+    change = {
+        kind: float((module.Noise(**{kind: strength})(grey) - grey).square().mean().sqrt()) for kind, strength in module.STRENGTHS.items()
+    }
+    assert change == pytest.approx({"gaussian": 0.1, "speckle": 0.1, "salt_and_pepper": 0.1, "uniform": 0.17 / 3**0.5}, rel=0.1)
+    assert float((module.Noise(speckle=0.2)(dark) - dark).abs().max()) < 0.02, "speckle follows brightness"
+    peppered = module.Noise(salt_and_pepper=0.5)(grey)
+    assert set(peppered.unique().tolist()) == {0.0, 0.5, 1.0}
+    assert (peppered.amax(1) == peppered.amin(1)).all(), "all channels at once"
+    assert torch.equal(module.Noise()(grey), grey)
+
+
+def test_noisy_images_are_the_same_for_every_step_and_leave_the_others_alone(tiny_net: nn.Module) -> None:
+    module = load_file(FOLDER / "noise.py")
+    model = Model.from_module(tiny_net, (3, 16, 16), (0.5,) * 3, (0.25,) * 3)
+    seen: list[torch.Tensor] = []
+    step = module.OnNoisyImages(lambda student, teacher, images, run: seen.append(images.pixels), module.Noise(gaussian=0.1))
+    images = Images(model.normalise(torch.rand(8, 3, 16, 16)), torch.zeros(8, dtype=torch.long))
+    before = images.pixels.clone()
+    for _ in range(2):
+        step(None, model, images, Run(3))
+    assert torch.equal(*seen) and torch.equal(images.pixels, before)
+    assert float((model.pixels(seen[0]) - model.pixels(before)).std()) == pytest.approx(0.09, abs=0.015), "a little is clipped"
+
+
+def test_results_become_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plots = load_file(FOLDER / "plots.py")
+
+    def result(recipe: str, kept: float, *settings: str) -> dict[str, object]:
+        return {"recipe": recipe, "kept": kept, "job": {"set": list(settings)}}
+
+    counted = [result("synq", 0.8 + 0.01 * n + s / 1000, f"synthesis.count={2**n}") for n in range(6, 12) for s in (0, 1)]
+    swept = plots.sweep(counted, "kept")
+    assert "synq: count" in swept and swept.count("<use") >= len(counted) and "nan" not in swept
+    drawn = plots.bars([result("a", 0.5), result("b", 0.7), result("a", 0.6)], "kept")
+    assert all(f">{name}<" in drawn for name in ("a", "b", "kept"))
+    dreamed = tmp_path / "images"
+    Images(torch.randn(6, 3, 16, 16), torch.zeros(6, dtype=torch.long)).save(dreamed)
+    np.savez(tmp_path / "real.npz", x=np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3), np.uint8), y=np.zeros(6, int))
+    shown = plots.spectra([f"dreamed={dreamed}", f"real={tmp_path / 'real.npz'}"])
+    assert all(f">{name}<" in shown for name in ("dreamed", "real", "1/f"))

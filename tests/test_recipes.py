@@ -6,6 +6,8 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import torch.nn as nn
 
 import dreamquant
 from dreamquant import Model, recipes
+from dreamquant.choose import chosen
 from dreamquant.recipe import Recipe, changed, reads_batch_norm
 
 
@@ -95,3 +98,22 @@ def test_a_network_without_batch_norm_is_told_what_works(name: str) -> None:
             recipe(model)
     else:
         assert recipe(model)(torch.randn(2, 3, 16, 16)).shape == (2, 3)
+
+
+def test_a_file_may_hold_parts_of_its_own(tmp_path: Path) -> None:
+    """With postponed annotations dataclasses look their module up; a file called like a library hides nothing."""
+    file = tmp_path / "torch.py"
+    file.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass, field\n"
+        "import torch\n"
+        "@dataclass(frozen=True)\n"
+        "class Part:\n"
+        "    values: tuple[int, ...] = field(default=(len(torch.__version__),))\n"
+        "def make(bits='w4a4'):\n"
+        "    from dreamquant.recipes.rtn import rtn\n"
+        "    assert Part().values[0] > 0\n"
+        "    return rtn(bits)\n"
+    )
+    assert chosen(f"{file}:make", "w3a3", "fast", None) == recipes.find("rtn")("w3a3")
+    assert sys.modules["torch"].__file__ != str(file)

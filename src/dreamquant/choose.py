@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -75,10 +76,11 @@ def _from_file(path: Path, function: str) -> Maker:
 
 def load_file(path: Path) -> Any:
     """A Python file of the user's as a module; an error inside it is told with the file's name."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(str(path.resolve()), path)  # a name that hides no other module
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the names in their annotations
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

@@ -40,7 +40,8 @@ def sheet(pixels: Tensor, classes: Tensor, path: Path, count: int = 64, columns:
     Image.fromarray(whole).save(path, format="PNG", optimize=True)
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+def axes_of(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of that size in inches, and its axes in our style."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -48,7 +49,7 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg_of(figure: Figure, name: str) -> str:
     """The figure as an SVG element without an XML header; ids are made from `name`, so equal data gives equal files."""
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}):
         buffer = io.StringIO()
@@ -63,7 +64,7 @@ def noise_chart(layers: Sequence[Mapping[str, object]]) -> str:
     if not measured:
         return ""
     names, values = zip(*measured, strict=True)
-    figure, axes = _axes(9, 0.6 + 0.19 * len(names))
+    figure, axes = axes_of(9, 0.6 + 0.19 * len(names))
     colours = [BLUE if value >= GOOD_DB else RED if value < GOOD_DB / 2 else GREY for value in values]
     axes.barh(range(len(names)), values, color=colours, height=0.7)
     axes.set_yticks(range(len(names)), names)
@@ -71,7 +72,7 @@ def noise_chart(layers: Sequence[Mapping[str, object]]) -> str:
     axes.margins(y=0.01)
     axes.axvline(GOOD_DB, color=INK, linewidth=0.6, linestyle=":")
     axes.set_xlabel("signal to quantization noise of the layer's output, dB (more is better)", fontsize=8)
-    return _svg(figure, "noise")
+    return svg_of(figure, "noise")
 
 
 def curve_chart(name: str, points: Sequence[tuple[int, Mapping[str, float]]]) -> str:
@@ -81,7 +82,7 @@ def curve_chart(name: str, points: Sequence[tuple[int, Mapping[str, float]]]) ->
     """
     if len(points) < 2:
         return ""
-    figure, axes = _axes(4.4, 2.4)
+    figure, axes = axes_of(4.4, 2.4)
     terms = list(dict.fromkeys(term for _, values in points for term in values))[:CURVES]
     lowest = float("inf")
     for term in terms:
@@ -93,7 +94,7 @@ def curve_chart(name: str, points: Sequence[tuple[int, Mapping[str, float]]]) ->
     axes.set_title(name, fontsize=9, color=INK)
     axes.set_xlabel(name.rpartition("/")[2].partition(": ")[2] or "iterations", fontsize=8)
     axes.legend(fontsize=7, frameon=False)
-    return _svg(figure, name)
+    return svg_of(figure, name)
 
 
 def front_chart(title: str, front: Mapping[str, Any]) -> str:
@@ -101,7 +102,7 @@ def front_chart(title: str, front: Mapping[str, Any]) -> str:
 
     `front` is what `run.fronts` holds: pairs (cost, loss) as "points" and "uniform", one as "taken", and the "unit" of cost.
     """
-    figure, axes = _axes(4.4, 2.8)
+    figure, axes = axes_of(4.4, 2.8)
     axes.plot(*zip(*front["points"], strict=True), color=BLUE, linewidth=1.4, drawstyle="steps-post", label="best mixture")
     axes.plot(*zip(*front["uniform"], strict=True), color=GREY, marker="o", markersize=4, linestyle="", label="same bits everywhere")
     axes.plot(*front["taken"], color=RED, marker="D", markersize=6, linestyle="", label="taken")
@@ -111,14 +112,14 @@ def front_chart(title: str, front: Mapping[str, Any]) -> str:
     axes.set_xlabel(front["unit"], fontsize=8)
     axes.set_ylabel("predicted loss", fontsize=8)
     axes.legend(fontsize=7, frameon=False)
-    return _svg(figure, f"front {title}")
+    return svg_of(figure, f"front {title}")
 
 
 def bits_chart(layers: Sequence[Mapping[str, Any]]) -> str:
     """Two bars for each layer, bits of its weights and of what it reads (none where that is in float), in the network's order."""
     if not layers:
         return ""
-    figure, axes = _axes(9, 0.6 + 0.19 * len(layers))
+    figure, axes = axes_of(9, 0.6 + 0.19 * len(layers))
     for name, key, colour, place in (("weights", "weight_bits", BLUE, -0.2), ("what the layer reads", "activation_bits", GREY, 0.2)):
         values = [layer[key] or 0 for layer in layers]
         axes.barh([number + place for number in range(len(layers))], values, color=colour, height=0.36, label=name)
@@ -128,7 +129,7 @@ def bits_chart(layers: Sequence[Mapping[str, Any]]) -> str:
     axes.set_xlim(0, 8)
     axes.set_xlabel("bits", fontsize=8)
     axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-    return _svg(figure, "bits")
+    return svg_of(figure, "bits")
 
 
 def similarity_chart(title: str, matrix: Sequence[Sequence[float]]) -> str:
@@ -138,14 +139,14 @@ def similarity_chart(title: str, matrix: Sequence[Sequence[float]]) -> str:
     if count < 2:
         return ""
     mean = (values.sum() - np.trace(values)) / (count * (count - 1))
-    figure, axes = _axes(4.0, 3.4)
+    figure, axes = axes_of(4.0, 3.4)
     shades = axes.imshow(values, cmap="Blues", vmin=min(0.0, values.min()), vmax=1.0, interpolation="nearest")
     bar = figure.colorbar(shades, ax=axes, fraction=0.046)
     bar.ax.tick_params(labelsize=7)
     axes.set_title(title, fontsize=9, color=INK)
     axes.set_xlabel(f"image; cosine of two images' features, mean {mean:.2f}", fontsize=8)
     axes.set_ylabel("image", fontsize=8)
-    return _svg(figure, f"similarity {title}")
+    return svg_of(figure, f"similarity {title}")
 
 
 def plane_chart(title: str, groups: Mapping[str, Sequence[Sequence[float]]]) -> str:
@@ -153,7 +154,7 @@ def plane_chart(title: str, groups: Mapping[str, Sequence[Sequence[float]]]) -> 
     shown = {name: np.asarray(points, dtype=float) for name, points in groups.items() if len(points)}
     if not shown:
         return ""
-    figure, axes = _axes(4.4, 3.4)
+    figure, axes = axes_of(4.4, 3.4)
     colours = matplotlib.colormaps["tab10"]
     for number, (name, points) in enumerate(shown.items()):
         axes.scatter(points[:, 0], points[:, 1], s=14, alpha=0.75, linewidths=0, color=colours(number % 10), label=name)
@@ -161,7 +162,7 @@ def plane_chart(title: str, groups: Mapping[str, Sequence[Sequence[float]]]) -> 
     axes.set_xlabel("first principal component of the features", fontsize=8)
     axes.set_ylabel("second", fontsize=8)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.1)
-    return _svg(figure, f"plane {title}")
+    return svg_of(figure, f"plane {title}")
 
 
 def spectrum_chart(title: str, sets: Mapping[str, Sequence[float]]) -> str:
@@ -169,7 +170,7 @@ def spectrum_chart(title: str, sets: Mapping[str, Sequence[float]]) -> str:
     shown = {name: values for name, values in sets.items() if len(values) > 1 and min(values) > 0}
     if not shown:
         return ""
-    figure, axes = _axes(4.4, 2.8)
+    figure, axes = axes_of(4.4, 2.8)
     for name, values in shown.items():
         axes.loglog(range(1, len(values) + 1), values, linewidth=1.4, label=name)
     first = next(iter(shown.values()))
@@ -178,4 +179,4 @@ def spectrum_chart(title: str, sets: Mapping[str, Sequence[float]]) -> str:
     axes.set_xlabel("cycles per image", fontsize=8)
     axes.set_ylabel("mean amplitude", fontsize=8)
     axes.legend(fontsize=7, frameon=False)
-    return _svg(figure, f"spectrum {title}")
+    return svg_of(figure, f"spectrum {title}")
