@@ -32,7 +32,7 @@ def with_ideas(ideas: str, bits: str, effort: str, ends: int | None) -> Recipe:
     if "3" not in ideas:
         for path in EASY:
             recipe = changed(recipe, f"{path}=1.0")
-    calibrate, tune = recipe.steps
+    ranges, calibrate, tune = recipe.steps
     assert isinstance(calibrate, Calibrate) and isinstance(tune, FineTune) and isinstance(tune.learn.loss, Sum)
     learn = tune.learn
     if "2" not in ideas:
@@ -40,7 +40,7 @@ def with_ideas(ideas: str, bits: str, effort: str, ends: int | None) -> Recipe:
     if "1" not in ideas:
         learn = replace(learn, transforms=unfiltered(learn.transforms))
         calibrate = replace(calibrate, transforms=unfiltered(calibrate.transforms))
-    return replace(recipe, name=f"synq ideas {ideas or 'none'}", steps=(calibrate, replace(tune, learn=learn)))
+    return replace(recipe, name=f"synq ideas {ideas or 'none'}", steps=(ranges, calibrate, replace(tune, learn=learn)))
 
 
 def unfiltered(transforms: tuple[Transform, ...]) -> tuple[Transform, ...]:
@@ -86,11 +86,11 @@ def i23(bits: str = BITS, effort: str = "fast", ends: int | None = None) -> Reci
 def with_map(name: str, by: Saliency, bits: str, effort: str, ends: int | None) -> Recipe:
     """SynQ with another kind of map."""
     recipe = find("synq")(bits, effort, ends)
-    calibrate, tune = recipe.steps
+    *ranges, tune = recipe.steps
     assert isinstance(tune, FineTune) and isinstance(tune.learn.loss, Sum)
     terms = ((weight, SaliencyMatch(by) if isinstance(term, SaliencyMatch) else term) for weight, term in tune.learn.loss.terms)
     tune = replace(tune, learn=replace(tune.learn, loss=Sum(tuple(terms))))
-    return replace(recipe, name=f"synq by {name}", steps=(calibrate, tune))
+    return replace(recipe, name=f"synq by {name}", steps=(*ranges, tune))
 
 
 def cam(bits: str = BITS, effort: str = "fast", ends: int | None = None) -> Recipe:

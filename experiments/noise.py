@@ -80,5 +80,5 @@ def unfiltered(bits: str = BITS, effort: str = "fast", ends: int | None = None) 
 def grid() -> list[Job]:
     """Each method without noise, and with each of the four."""
     job = load_file(HERE.with_name("methods.py")).third_party_job
-    both = [tuple(f"steps.{step}.noise.{kind}={strength}" for step in (0, 1)) for kind, strength in STRENGTHS.items()]
+    both = [tuple(f"steps.{step}.noise.{kind}={strength}" for step in (0, 1, 2)) for kind, strength in STRENGTHS.items()]
     return [job(f"{HERE}:{name}", BITS, seed, noise) for seed in SEEDS for noise in ((), *both) for name in ("texq", "synq", "unfiltered")]

@@ -43,7 +43,7 @@ def test_ideas_are_taken_out_one_by_one() -> None:
     assert module.with_ideas("123", "w3a3", "fast", None).steps == whole.steps
     for ideas in ("", "1", "2", "3", "12", "13", "23"):
         recipe = module.with_ideas(ideas, "w3a3", "fast", None)
-        calibrate, tune = recipe.steps
+        _, calibrate, tune = recipe.steps
         terms = {type(term): term for _, term in tune.learn.loss.terms}
         filtered = [LowPass in {type(transform) for transform in part.transforms} for part in (calibrate, tune.learn)]
         assert filtered == ["1" in ideas] * 2

@@ -1,11 +1,12 @@
 """What the `fast` efforts share, alike for all, so that what differs is the method: images, ranges, and a student's pace.
 
 Ours, from our own measurements: BatchNorm statistics in units of the network's deviations, pixels of [0, 1], ranges that
-minimise the error, Adam with cosine decay, images shown at other contrasts and brightnesses too.
+minimise the error, learned steps, Adam with cosine decay, images shown at other contrasts and brightnesses too.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from dreamquant.dream import Dream
@@ -13,9 +14,10 @@ from dreamquant.learn import Learn
 from dreamquant.losses.algebra import Loss
 from dreamquant.losses.image import BatchNormDeviation, ClassTarget
 from dreamquant.optimizers import Adam, Cosine
-from dreamquant.quant.quantizer import Acting, PassAll
+from dreamquant.quant.quantizer import Acting, LearnSteps
 from dreamquant.quant.ranges import LpSearch
-from dreamquant.steps.calibrate import Calibrate
+from dreamquant.recipe import Step
+from dreamquant.steps.calibrate import Calibrate, SetWeightRanges
 from dreamquant.steps.cotrain import CoTrain, DreamOnly, OnDreams, Together
 from dreamquant.steps.finetune import FineTune
 from dreamquant.synthesis.conditions import Conditioner, Uniform
@@ -56,12 +58,12 @@ def cotrain(
     return CoTrain(dream, learn, (DreamOnly(150, track), OnDreams(CALIBRATE), Together(350)))
 
 
-def student(
-    loss: Loss[Pair],
-    transforms: tuple[Transform, ...] = AUGMENT,
-    activations: Acting = PassAll(),  # noqa: B008 (a value)
-    weights: Acting | None = None,
-) -> FineTune:
-    """400 updates on batches of 64."""
-    learn = Learn(loss, Adam(1e-3, schedule=Cosine()), transforms, activations, weights)
+def student(loss: Loss[Pair], transforms: tuple[Transform, ...] = AUGMENT, weights: Acting | None = None) -> FineTune:
+    """400 updates on batches of 64; the steps of activations are learned, those of weights where `weights` says so."""
+    learn = Learn(loss, Adam(1e-3, schedule=Cosine()), transforms, LearnSteps(), weights)
     return FineTune(learn, iterations=400, batch=64)
+
+
+def taught(loss: Loss[Pair], *filters: Transform) -> tuple[Step, ...]:
+    """Ranges, then a student that learns by `loss`, the steps of its grids too; it sees all images through the filters."""
+    return SetWeightRanges(), replace(CALIBRATE, transforms=filters), student(loss, (*AUGMENT, *filters), LearnSteps())

@@ -16,6 +16,6 @@ from dreamquant.recipes import _fast, _paper
 def distill(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """Our plain baseline: BatchNorm-matched images and a student of the teacher's logits."""
     if effort == "fast":
-        return Recipe("distill", _fast.IMAGES, scheme_of(bits, ends), (_fast.CALIBRATE, _fast.student(SoftLabel(4.0))))
+        return Recipe("distill", _fast.IMAGES, scheme_of(bits, ends), _fast.taught(SoftLabel(4.0)))
     tune = _paper.student(20 * SoftLabel(20.0), 1e-4, iterations=20_000, falls=(0.2, 0.4, 0.6))
     return Recipe("distill", _paper.images(BatchNormMatch() + ClassTarget()), scheme_of(bits, ends), (_paper.CALIBRATE, tune))

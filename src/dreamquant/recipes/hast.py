@@ -28,5 +28,5 @@ def hast(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> R
     agree = 20 * SoftLabel(20.0) + 1000 * FeatureMatch()
     loss = agree + OnHarderImages(agree, 0.01)
     if effort == "fast":
-        return Recipe("hast", HARD, scheme_of(bits, ends), (_fast.CALIBRATE, _fast.student(loss)))
+        return Recipe("hast", HARD, scheme_of(bits, ends), _fast.taught(loss))
     return Recipe("hast", HARD_PAPER, scheme_of(bits, ends), (_paper.CALIBRATE, _paper.student(loss, 1e-5)))

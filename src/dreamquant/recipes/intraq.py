@@ -29,6 +29,6 @@ def intraq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) ->
     if effort == "fast":
         crops: tuple[Transform, ...] = (*_fast.IMAGES.transforms, Sometimes(0.5, (Crop(0.5),)))
         images = replace(_fast.IMAGES, loss=BatchNormDeviation() + varied, labels=labels, transforms=crops)
-        return Recipe("intraq", images, scheme_of(bits, ends), (_fast.CALIBRATE, _fast.student(loss)))
+        return Recipe("intraq", images, scheme_of(bits, ends), _fast.taught(loss))
     images = _paper.images(BatchNormMatch() + varied, (Sometimes(0.5, (Crop(0.5), Flip())),), labels)
     return Recipe("intraq", images, scheme_of(bits, ends), (_paper.CALIBRATE, _paper.student(loss, 1e-4)))

@@ -22,6 +22,6 @@ def plf(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Re
     """PLF: the teacher's own labels, hard where its entropy is low, shared by two classes elsewhere."""
     loss = 20 * SoftLabel(20.0) + ReliableLabel(0.5, 0.2) + 0.3 * TwoLabels(0.5, 0.2) + 100 * FeatureMatch()
     if effort == "fast":
-        return Recipe("plf", _fast.IMAGES, scheme_of(bits, ends), (_fast.CALIBRATE, _fast.student(loss)))
+        return Recipe("plf", _fast.IMAGES, scheme_of(bits, ends), _fast.taught(loss))
     images = _paper.images(BatchNormMatch() + 10 * ClassTarget())
     return Recipe("plf", images, scheme_of(bits, ends), (_paper.CALIBRATE, _paper.student(loss, 1e-3)))

@@ -29,6 +29,6 @@ def ris(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Re
     labels, loss = SharedClasses(0.3, 5), 20 * SoftLabel(20.0) + HardLabel()
     if effort == "fast":
         images = replace(_fast.IMAGES, loss=BatchNormDeviation() + 0.1 * ClassTarget() + 0.1 * robust, labels=labels)
-        return Recipe("ris", images, scheme_of(bits, ends), (_fast.CALIBRATE, _fast.student(loss)))
+        return Recipe("ris", images, scheme_of(bits, ends), _fast.taught(loss))
     images = _paper.images(BatchNormMatch() + ClassTarget() + robust, labels=labels)
     return Recipe("ris", images, scheme_of(bits, ends), (_paper.CALIBRATE, _paper.student(loss, 1e-4)))

@@ -31,8 +31,7 @@ def synq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> R
     agree = 20 * SoftLabel(20.0) + 0.5 * HardLabel(0.7) + 1000 * FeatureMatch()
     loss = agree + OnHarderImages(agree, 0.01) + 50 * SaliencyMatch()
     if effort == "fast":
-        tune = _fast.student(loss, (*_fast.AUGMENT, FILTER))
-        return Recipe("synq", HARD, scheme_of(bits, ends), (replace(_fast.CALIBRATE, transforms=(FILTER,)), tune))
+        return Recipe("synq", HARD, scheme_of(bits, ends), _fast.taught(loss, FILTER))
     tune = _paper.student(loss, 1e-4, (*_paper.AUGMENT, FILTER), iterations=20_000, falls=(0.2, 0.4, 0.6))
     return Recipe("synq", HARD_PAPER, scheme_of(bits, ends), (replace(_paper.CALIBRATE, transforms=(FILTER,)), tune))
 

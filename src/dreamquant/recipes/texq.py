@@ -30,7 +30,7 @@ def texq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> R
         first = replace(_fast.IMAGES, loss=0.5 * ClassTarget() + LayeredBatchNorm(relative=True) + TextureBalance())
         guided = BatchNormDeviation() + 0.1 * ClassTarget() + 0.1 * ClassCentre(relative=True)
         images = replace(_fast.IMAGES, loss=guided, exemplars=first)
-        return Recipe("texq", images, scheme_of(bits, ends), (_fast.CALIBRATE, _fast.student(loss)))
+        return Recipe("texq", images, scheme_of(bits, ends), _fast.taught(loss))
     first = replace(_paper.images(5 * ClassTarget() + LayeredBatchNorm() + TextureBalance()), iterations=1500, optimizer=Adam(0.05))
     images = replace(_paper.images(0.4 * BatchNormMatch() + ClassTarget() + 0.04 * ClassCentre()), exemplars=first)
     return Recipe("texq", images, scheme_of(bits, ends), (_paper.CALIBRATE, _paper.student(loss, 1e-4, batch=128)))
