@@ -64,11 +64,11 @@ def test_hard_labels_keep_their_weight_and_become_rare() -> None:
 
 def test_hard_labels_within_other_losses_too() -> None:
     recipe = recipes.find("hast")()
-    tune = recipe.steps[1]
+    *ranges, tune = recipe.steps
     assert isinstance(tune, FineTune)
     inner = 3 * SoftLabel() + 2 * HardLabel()
     tune = replace(tune, learn=replace(tune.learn, loss=HardLabel(0.2) + OnHarderImages(inner)))
-    terms = terms_of(synq_on(replace(recipe, steps=(recipe.steps[0], tune))))
+    terms = terms_of(synq_on(replace(recipe, steps=(*ranges, tune))))
     assert terms["HardLabel"] == (1, HardLabel(0.2)), "what is stricter stays"
     assert terms["OnHarderImages"][1].loss == 3 * SoftLabel() + 2 * HardLabel(0.7)
     single = synq_on(replace(recipe, steps=(replace(tune, learn=replace(tune.learn, loss=SoftLabel())),)))
