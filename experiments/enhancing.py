@@ -22,7 +22,7 @@ from dreamquant.learn import Learn
 from dreamquant.losses.activated import ClassMeanLikeness, PassedMatch
 from dreamquant.losses.algebra import Sum
 from dreamquant.model import Model
-from dreamquant.quant.quantizer import PassAll
+from dreamquant.quant.quantizer import LearnSteps
 from dreamquant.recipe import Recipe
 from dreamquant.recipes import find
 from dreamquant.report.likeness import PAIRED, plane, seen_features, similarity
@@ -40,10 +40,10 @@ KINDS = 4  # classes in Figure 7
 def with_ideas(ideas: str, bits: str, effort: str, ends: int | None) -> Recipe:
     """EnhancingDFQ with the ideas named: e embeddings from layers, m the mixer, f flow and attention, s the two similarity losses.
 
-    Without the mixer every image is of one class; without the flow noise is added; without the losses ranges stand still.
+    Without the mixer every image is of one class; without the flow noise is added; without the losses no clips are learned, but steps.
     """
     recipe = find("enhancing_dfq")(bits, effort, ends)
-    (step,) = recipe.steps
+    *ranges, step = recipe.steps
     assert isinstance(step, CoTrain) and isinstance(step.dream.generator, ClassEmbedded), "the grid is of the fast effort"
     dream, generator, stages = step.dream, step.dream.generator, step.stages
     learn = step.learn
@@ -56,12 +56,12 @@ def with_ideas(ideas: str, bits: str, effort: str, ends: int | None) -> Recipe:
     if "s" not in ideas:
         dream, learn = replace(dream, loss=without(dream.loss, ClassMeanLikeness)), unmatched(learn)
     step = replace(step, dream=replace(dream, generator=generator), learn=learn, stages=stages)
-    return replace(recipe, name=f"enhancing_dfq ideas {ideas or 'none'}", steps=(step,))
+    return replace(recipe, name=f"enhancing_dfq ideas {ideas or 'none'}", steps=(*ranges, step))
 
 
 def unmatched(learn: Learn) -> Learn:
     """Without the second similarity loss, and without what it learns."""
-    return replace(learn, loss=without(learn.loss, PassedMatch), activations=PassAll())
+    return replace(learn, loss=without(learn.loss, PassedMatch), activations=LearnSteps())
 
 
 def without(loss: object, kind: type) -> Sum:

@@ -321,6 +321,6 @@ def test_a_killed_job_continues_to_the_same_bits(count: int, model: Model, tmp_p
 
 def test_synq_goes_onto_it(model: Model) -> None:
     recipe = tiny(chosen("synq_on:acq", "w3a3", "fast", None))
-    step = recipe.steps[0]
+    step = recipe.steps[-1]
     assert "SaliencyMatch" in repr(step.learn.loss) and step.learn.transforms  # type: ignore[attr-defined]
     assert recipe(model)(torch.randn(2, 3, 16, 16)).isfinite().all()

@@ -185,11 +185,11 @@ def test_images_without_styles_are_refused(model: Model) -> None:
     with pytest.raises(ValueError, match=r"conditioner=Styles\(\)"):
         by_style(torch.zeros(4, 2), {"content": torch.arange(4)})
     recipe = changed(tiny(recipes.find("causal_dfq")()), "steps.CoTrain.dream.conditioner.styles=3")
-    (step,) = recipe.steps
+    *ranges, step = recipe.steps
     assert isinstance(step, CoTrain) and step.dream.conditioner == Styles(3)
-    plain = replace(step, dream=replace(step.dream, conditioner=recipes.find("gdfq")().steps[0].dream.conditioner))  # type: ignore[attr-defined]
+    plain = replace(step, dream=replace(step.dream, conditioner=recipes.find("gdfq")().steps[-1].dream.conditioner))  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"conditioner=Styles\(\)"):
-        replace(recipe, steps=(plain,))(model)
+        replace(recipe, steps=(*ranges, plain))(model)
 
 
 # --- the recipe
@@ -197,7 +197,7 @@ def test_images_without_styles_are_refused(model: Model) -> None:
 
 def test_it_is_gdfq_with_styles_and_one_more_loss() -> None:
     mine, gdfq = recipes.find("causal_dfq")("w3a3", weight=2.5, threshold=0.1), recipes.find("gdfq")("w3a3")
-    (step,), (plain,) = mine.steps, gdfq.steps
+    (*_, step), (*_, plain) = mine.steps, gdfq.steps
     assert isinstance(step, CoTrain) and isinstance(plain, CoTrain)
     added = step.learn.loss.terms[-1]  # type: ignore[attr-defined]
     assert added == (2.5, StyleInvariance(threshold=0.1))
@@ -264,7 +264,7 @@ def test_the_page_has_its_picture_and_the_recipes_numbers() -> None:
         if element.tag.endswith("text")
     }
     assert {"content C", "style S", "do(S = s)"} <= words
-    (step,) = recipes.find("causal_dfq")().steps
+    *_, step = recipes.find("causal_dfq")().steps
     weight, loss = step.learn.loss.terms[-1]  # type: ignore[attr-defined]
     for value in (
         f"lambda = {weight:g}",

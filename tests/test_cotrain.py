@@ -30,7 +30,7 @@ from dreamquant.quant.student import Student, convert
 from dreamquant.recipe import Recipe, dreams, reads_batch_norm
 from dreamquant.recipes.synq import synq_on
 from dreamquant.run import GENERATOR, Loop
-from dreamquant.steps.calibrate import Calibrate
+from dreamquant.steps.calibrate import Calibrate, SetWeightRanges
 from dreamquant.steps.cotrain import CoTrain, DreamOnly, Learning, Meeting, OnDreams, Stage, Together
 from dreamquant.synthesis.generator import Multiplied
 from dreamquant.synthesis.pixels import NoImages
@@ -71,6 +71,18 @@ def same(net: nn.Module, before: dict[str, Tensor]) -> bool:
 def met(model: Model, dream: Dream = DREAM, learn: Learn = LEARN) -> tuple[Student, Meeting]:
     student = convert(model, scheme_of("w3a3"))  # type: ignore[arg-type]
     return student, Meeting(CoTrain(dream, learn, STAGES), student, model, Run())
+
+
+def test_steps_of_weights_that_were_never_set_cannot_be_learned(model: Model) -> None:
+    student = convert(model, scheme_of("w3a3"))  # type: ignore[arg-type]
+    with (
+        pytest.raises(ValueError, match="conv1: the step of its weights .* add a SetWeightRanges step"),
+        student.training(weights=LearnSteps()),
+    ):
+        pass
+    SetWeightRanges()(student, model, Images(torch.empty(0, 3, 16, 16), torch.empty(0)), Run())
+    with student.training(weights=LearnSteps()):
+        assert all(layer.quantizer.scale.requires_grad for layer in student.layers().values())
 
 
 @pytest.mark.parametrize("reads_student", [False, True])
@@ -300,7 +312,7 @@ def test_a_teacher_in_train_mode_is_left_as_it_was(model: Model) -> None:
 
 def test_synq_goes_onto_cotraining(model: Model) -> None:
     recipe = synq_on(recipes.find("gdfq")(bits="w3a3"))
-    step = recipe.steps[0]
+    step = recipe.steps[-1]
     assert isinstance(step, CoTrain) and step.learn.transforms and "SaliencyMatch" in repr(step.learn.loss)
 
 

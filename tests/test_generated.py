@@ -157,7 +157,7 @@ def test_parts_of_a_users_own_file_are_known(made: Path, tmp_path: Path) -> None
         "from dreamquant.recipes.gdfq import gdfq\n\n"
         "@dataclass(frozen=True)\nclass Mine(ClassTarget):\n    pass\n\n"
         "def mine(bits='w4a4'):\n"
-        "    recipe = gdfq(bits)\n    step = recipe.steps[0]\n"
+        "    recipe = gdfq(bits)\n    step = recipe.steps[-1]\n"
         "    return replace(recipe, steps=(replace(step, dream=replace(step.dream, loss=Mine())),))\n"
     )
     folder = tmp_path / "out"

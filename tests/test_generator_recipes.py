@@ -47,7 +47,7 @@ def test_synq_runs_on_it(name: str, tiny_net: nn.Module) -> None:
 
 def test_ait_on_synq_and_synq_on_ait_differ() -> None:
     outer = terms_of(chosen("synq_on:ait_on:qimera", "w4a4", "fast", None))
-    inner: Any = chosen("ait_on:synq_on:qimera", "w4a4", "fast", None).steps[0]
+    inner: Any = chosen("ait_on:synq_on:qimera", "w4a4", "fast", None).steps[-1]
     assert "SaliencyMatch" in outer and inner.learn.loss == SoftLabel(20.0), "the modifier that is named first acts last"
 
 

@@ -160,12 +160,18 @@ class Student:
     def training(self, activations: Acting | None = None, weights: Acting | None = None) -> Iterator[None]:
         """Inside, weights, biases and BatchNorm's affine receive gradients, and grids where the rules learn them.
 
-        `activations` and `weights` name the rules that act inside; weights keep their own rule where none is named.
+        `activations` and `weights` name the rules that act inside; weights keep their own rule where none is named. Raises
+        ValueError where a step of weights is to be learned that was never set.
         """
         mine = self.activation_quantizers().values()
         rules = {q: (activations or PassAll()).on(q) for q in mine if q.live}
         if weights is not None:
-            rules |= {layer.quantizer: weights.on(layer.quantizer) for layer in self.layers().values()}
+            for name, layer in self.layers().items():
+                rules[layer.quantizer] = rule = weights.on(layer.quantizer)
+                if rule.learns and not layer.quantizer.scale.isfinite().all():
+                    raise ValueError(
+                        f"{name}: the step of its weights is to be learned, but was never set; add a SetWeightRanges step before"
+                    )
         grids = {id(p) for m in self.net.modules() if isinstance(m, Quantizer) for p in (m.scale, m.zero)}
         for p in self.net.parameters():
             p.requires_grad_(id(p) not in grids)

@@ -15,6 +15,7 @@ from dreamquant.learn import Learn
 from dreamquant.losses.algebra import Loss
 from dreamquant.optimizers import Adam, Decay, Sgd
 from dreamquant.quant.ranges import RunningMinMax
+from dreamquant.recipe import Step
 from dreamquant.steps.calibrate import Calibrate
 from dreamquant.steps.cotrain import CoTrain, DreamOnly, Together
 from dreamquant.steps.finetune import FineTune
@@ -42,7 +43,7 @@ def cotrain(
     batch: int = 200,
     lr: float = 1e-4,
     warm: int = 800,
-) -> CoTrain:
+) -> tuple[*tuple[Step, ...], CoTrain]:
     """GDFQ's pace for CIFAR, and its descendants': 80,000 updates, of which the student sits out the first 800 and settles
     its ranges. Both rates fall at a quarter, a half and three quarters of all.
 
@@ -51,7 +52,7 @@ def cotrain(
     """
     dream = Dream(dream_loss, generator, Adam(1e-3, (0.5, 0.999), Decay()), conditioner, batch)
     stages = (DreamOnly(800, track=0.9), *((DreamOnly(warm - 800),) if warm > 800 else ()), Together(80_000 - warm))
-    return CoTrain(dream, Learn(student_loss, Sgd(lr)), stages)
+    return (CoTrain(dream, Learn(student_loss, Sgd(lr)), stages),)
 
 
 def student(

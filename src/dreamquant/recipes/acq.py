@@ -14,7 +14,7 @@ stays where it was by chance.
 from __future__ import annotations
 
 from dreamquant.losses.attention import AttentionCentre, SameInTrainMode, TwinSimilarity
-from dreamquant.losses.image import BatchNormDeviation, BatchNormMatch, ClassTarget
+from dreamquant.losses.image import BatchNormMatch, ClassTarget
 from dreamquant.losses.student import HardLabel, SoftLabel
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.recipe import Recipe
@@ -27,11 +27,11 @@ from dreamquant.synthesis.positions import Placed, PlaceNormed, Twins
 def acq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """ACQ: attention centred where it was asked, twins that differ, the same in train mode."""
     if effort == "fast":
-        seen = ClassTarget() + BatchNormDeviation()
+        seen = _fast.SEEN
         dream = seen + AttentionCentre() + TwinSimilarity(0.3) + SameInTrainMode(seen)
-        step = _fast.cotrain(dream, SoftLabel(20.0) + HardLabel(), Twins(), PlaceNormed(width=_fast.GENERATOR.width, affine=True))
+        steps = _fast.cotrain(dream, SoftLabel(20.0) + HardLabel(), Twins(), PlaceNormed(width=_fast.WIDTH, affine=True))
     else:
         seen = ClassTarget() + 0.1 * BatchNormMatch()
         dream = seen + AttentionCentre() + TwinSimilarity(0.01) + SameInTrainMode(seen)
-        step = _paper.cotrain(dream, SoftLabel(20.0, per_class=True) + HardLabel(), Twins(), BySide(Placed(), PlaceNormed()))
-    return Recipe("acq", NoImages(), scheme_of(bits, ends), (step,))
+        steps = _paper.cotrain(dream, SoftLabel(20.0, per_class=True) + HardLabel(), Twins(), BySide(Placed(), PlaceNormed()))
+    return Recipe("acq", NoImages(), scheme_of(bits, ends), steps)

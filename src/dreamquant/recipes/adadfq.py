@@ -23,7 +23,7 @@ def adadfq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) ->
     """AdaDFQ: the generator keeps the student's disagreement within a band, the student ends it."""
     game = AdaptabilityMargin(0.1, 0.8) + 0.2 * DisagreementTarget() + 0.1 * AgreementTarget()
     if effort == "fast":
-        step = _fast.cotrain(game + BatchNormDeviation(), DisagreementEntropy(20.0), track=0.9)
+        steps = _fast.cotrain(game + BatchNormDeviation(), DisagreementEntropy(20.0), track=0.9)
     else:
-        step = _paper.cotrain(game + BatchNormMatch(), DisagreementEntropy(20.0), batch=16)
-    return Recipe("adadfq", NoImages(), scheme_of(bits, ends), (step,))
+        steps = _paper.cotrain(game + BatchNormMatch(), DisagreementEntropy(20.0), batch=16)
+    return Recipe("adadfq", NoImages(), scheme_of(bits, ends), steps)

@@ -10,7 +10,7 @@ deviation, pace and ranges as in recipes/_fast.py.
 
 from __future__ import annotations
 
-from dreamquant.losses.image import BatchNormDeviation, BatchNormMatch, ClassTarget
+from dreamquant.losses.image import BatchNormMatch, ClassTarget
 from dreamquant.losses.student import HardLabel, SoftLabel
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.recipe import Recipe
@@ -22,9 +22,9 @@ from dreamquant.synthesis.pixels import NoImages
 def arc(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """ARC: GDFQ whose generator's cells were searched for the teacher."""
     if effort == "fast":
-        losses = ClassTarget() + BatchNormDeviation(), SoftLabel(20.0) + HardLabel()
-        step = _fast.cotrain(*losses, generator=Cells(width=16, affine=True))
+        losses = _fast.SEEN, SoftLabel(20.0) + HardLabel()
+        steps = _fast.cotrain(*losses, generator=Cells(width=16, affine=True))
     else:
         losses = ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0, per_class=True) + HardLabel()
-        step = _paper.cotrain(*losses, generator=Cells())
-    return Recipe("arc", NoImages(), scheme_of(bits, ends), (step,))
+        steps = _paper.cotrain(*losses, generator=Cells())
+    return Recipe("arc", NoImages(), scheme_of(bits, ends), steps)

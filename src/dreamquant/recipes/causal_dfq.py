@@ -13,7 +13,7 @@ large form. docs/causal_dfq.md tells the causal graph.
 from __future__ import annotations
 
 from dreamquant.losses.causal import StyleInvariance
-from dreamquant.losses.image import BatchNormDeviation, BatchNormMatch, ClassTarget
+from dreamquant.losses.image import BatchNormMatch, ClassTarget
 from dreamquant.losses.student import HardLabel, SoftLabel
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.recipe import Recipe
@@ -29,7 +29,7 @@ def causal_dfq(
     """Causal-DFQ: each class in several styles, and a student whose relation to the teacher no style changes."""
     agree = SoftLabel(20.0) + HardLabel() + weight * StyleInvariance(threshold=threshold)
     if effort == "fast":
-        step = _fast.cotrain(ClassTarget() + BatchNormDeviation(), agree, Styles(styles), ContentStyle(width=64, affine=True))
+        steps = _fast.cotrain(_fast.SEEN, agree, Styles(styles), ContentStyle(width=_fast.WIDTH, affine=True))
     else:
-        step = _paper.cotrain(ClassTarget() + 0.1 * BatchNormMatch(), agree, Styles(styles), BySide(large=ContentStyle()))
-    return Recipe("causal_dfq", NoImages(), scheme_of(bits, ends), (step,))
+        steps = _paper.cotrain(ClassTarget() + 0.1 * BatchNormMatch(), agree, Styles(styles), BySide(large=ContentStyle()))
+    return Recipe("causal_dfq", NoImages(), scheme_of(bits, ends), steps)

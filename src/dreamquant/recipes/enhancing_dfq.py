@@ -20,7 +20,7 @@ from typing import Any
 
 from dreamquant.losses.activated import ClassMeanLikeness, PassedMatch
 from dreamquant.losses.algebra import Loss, Sum
-from dreamquant.losses.image import BatchNormDeviation, BatchNormMatch, ClassTarget
+from dreamquant.losses.image import BatchNormMatch, ClassTarget
 from dreamquant.losses.student import SoftLabel
 from dreamquant.quant.quantizer import LearnClips
 from dreamquant.quant.scheme import scheme_of
@@ -32,21 +32,23 @@ from dreamquant.synthesis.embedded import ClassEmbedded, MixedClasses
 from dreamquant.synthesis.generator import BySide
 from dreamquant.synthesis.pixels import NoImages
 
-ASKED = ClassTarget() + ClassMeanLikeness()
-
 
 def enhancing_dfq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """EnhancingDFQ: mixed classes, bent noise, dreams unlike each other, and a student that learns clip ranges."""
     if effort == "fast":
-        generator, agree = ClassEmbedded(width=64, affine=True, class_norms=True), SoftLabel(20.0) + PassedMatch(relative=True)
-        step = _fast.cotrain(ASKED + BatchNormDeviation(), agree, MixedClasses(), generator)
-        warm_up = (DreamOnly(30), ExtractEmbeddings(50), DreamOnly(120))
+        generator, agree = ClassEmbedded(width=_fast.WIDTH, affine=True, class_norms=True), SoftLabel(20.0) + PassedMatch(relative=True)
+        *ranges, step = _fast.cotrain(_fast.SEEN + ClassMeanLikeness(), agree, MixedClasses(), generator)
+        warm_up = (DreamOnly(60), ExtractEmbeddings(50), DreamOnly(240))
     else:
         by_side = BySide(ClassEmbedded(), ClassEmbedded(class_norms=True))
-        step = _paper.cotrain(ASKED + 0.1 * BatchNormMatch(), SoftLabel(1.0) + PassedMatch(), MixedClasses(), by_side)
+        *ranges, step = _paper.cotrain(
+            ClassTarget() + ClassMeanLikeness() + 0.1 * BatchNormMatch(), SoftLabel(1.0) + PassedMatch(), MixedClasses(), by_side
+        )
         warm_up = (DreamOnly(160, track=0.9), ExtractEmbeddings(200), DreamOnly(640, track=0.9))
     learn = replace(step.learn, activations=LearnClips())
-    return Recipe("enhancing_dfq", NoImages(), scheme_of(bits, ends), (replace(step, learn=learn, stages=(*warm_up, *step.stages[1:])),))
+    return Recipe(
+        "enhancing_dfq", NoImages(), scheme_of(bits, ends), (*ranges, replace(step, learn=learn, stages=(*warm_up, *step.stages[1:])))
+    )
 
 
 def without_batch_norm(recipe: Recipe) -> Recipe:

@@ -12,7 +12,7 @@ its images' mean and deviation learned, the divergence not divided by classes; p
 
 from __future__ import annotations
 
-from dreamquant.losses.image import BatchNormDeviation, BatchNormMatch, ClassTarget
+from dreamquant.losses.image import BatchNormMatch, ClassTarget
 from dreamquant.losses.student import HardLabel, SoftLabel
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.recipe import Recipe
@@ -23,7 +23,7 @@ from dreamquant.synthesis.pixels import NoImages
 def gdfq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """GDFQ: a class-conditional generator and the student learn in turns."""
     if effort == "fast":
-        step = _fast.cotrain(ClassTarget() + BatchNormDeviation(), SoftLabel(20.0) + HardLabel())
+        steps = _fast.cotrain(_fast.SEEN, SoftLabel(20.0) + HardLabel())
     else:
-        step = _paper.cotrain(ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0, per_class=True) + HardLabel())
-    return Recipe("gdfq", NoImages(), scheme_of(bits, ends), (step,))
+        steps = _paper.cotrain(ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0, per_class=True) + HardLabel())
+    return Recipe("gdfq", NoImages(), scheme_of(bits, ends), steps)

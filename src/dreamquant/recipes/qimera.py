@@ -16,7 +16,7 @@ noise's deviation, ImageNet's trunk at half its width, pace and ranges as in rec
 
 from __future__ import annotations
 
-from dreamquant.losses.image import BatchNormDeviation, BatchNormMatch, ClassTarget
+from dreamquant.losses.image import BatchNormMatch, ClassTarget
 from dreamquant.losses.student import HardLabel, SoftLabel
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.recipe import Recipe
@@ -31,10 +31,10 @@ LARGEST = 250_000_000
 def qimera(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """Qimera: GDFQ with superposed class embeddings, for images near decision boundaries."""
     if effort == "fast":
-        generator = Superposed(width=64, affine=True, by_class=True, unit=True)
-        step = _fast.cotrain(ClassTarget() + BatchNormDeviation(), SoftLabel(20.0) + HardLabel(), Mixtures(), generator)
+        generator = Superposed(width=_fast.WIDTH, affine=True, by_class=True, unit=True)
+        steps = _fast.cotrain(_fast.SEEN, SoftLabel(20.0) + HardLabel(), Mixtures(), generator)
     else:
         trunks = BySide(Superposed(bound=LARGEST), Superposed(by_class=True, bound=LARGEST))
         losses = ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0, per_class=True) + HardLabel()
-        step = _paper.cotrain(*losses, Mixtures(), trunks)
-    return Recipe("qimera", NoImages(), scheme_of(bits, ends), (step,))
+        steps = _paper.cotrain(*losses, Mixtures(), trunks)
+    return Recipe("qimera", NoImages(), scheme_of(bits, ends), steps)
