@@ -175,6 +175,9 @@ def spectrum_chart(title: str, sets: Mapping[str, Sequence[float]]) -> str:
         axes.loglog(range(1, len(values) + 1), values, linewidth=1.4, label=name)
     first = next(iter(shown.values()))
     axes.loglog([1, len(first)], [first[0], first[0] / len(first)], color=GREY, linestyle=":", linewidth=1.2, label="1/f")
+    doubled = [2**power for power in range(max(map(len, shown.values())).bit_length())]
+    axes.set_xticks(doubled, [str(cycles) for cycles in doubled])
+    axes.minorticks_off()
     axes.set_title(title, fontsize=9, color=INK)
     axes.set_xlabel("cycles per image", fontsize=8)
     axes.set_ylabel("mean amplitude", fontsize=8)
