@@ -79,6 +79,36 @@ class PixelRange:
         raw.clamp_(0, 1)
 
 
+@dataclass(frozen=True)
+class Frequencies:
+    """Pixels of (0, 1) as sigmoids of an image whose Fourier coefficients are optimised, in units that fall as 1 / frequency ** `decay`.
+
+    An optimizer that moves all coefficients alike then draws what is large before what is fine, as photographs have it;
+    pixels that move alike are white noise. The idea is feature visualisation's (Olah, Mordvintsev and Schubert 2017).
+    """
+
+    decay: float = 1.5
+
+    def start(self, model: Model, count: int) -> Tensor:
+        channels, height, width = model.shape
+        return torch.randn(count, channels, height, width // 2 + 1, 2)  # real and imaginary parts
+
+    def shown(self, model: Model, raw: Tensor) -> Tensor:
+        size = model.shape[1:]
+        coefficients = torch.view_as_complex(raw) * self.units(*size).to(raw.device)
+        return model.normalise(torch.sigmoid(torch.fft.irfft2(coefficients, s=size, norm="ortho")))
+
+    def units(self, height: int, width: int) -> Tensor:
+        """What a coefficient is multiplied by, (H, W // 2 + 1): coefficients of N(0, 1) make an image of deviation about 1."""
+        down, across = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
+        frequency = (down[:, None].square() + across.square()).sqrt().clamp_min(1 / max(height, width))
+        units = frequency**-self.decay
+        return units / (2 * units.square().mean()).sqrt()
+
+    def keep(self, raw: Tensor) -> None:
+        return
+
+
 class Space(Protocol):
     """What is optimised: where it starts, what the network is shown of it, and what holds after every step."""
 
