@@ -99,7 +99,7 @@ class Frequencies:
         return model.normalise(torch.sigmoid(torch.fft.irfft2(coefficients, s=size, norm="ortho")))
 
     def units(self, height: int, width: int) -> Tensor:
-        """What a coefficient is multiplied by, (H, W // 2 + 1): coefficients of N(0, 1) make an image of deviation about 1."""
+        """What a coefficient is multiplied by, (H, W // 2 + 1): coefficients of N(0, 1) make an image of deviation 0.8 to 0.9."""
         down, across = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
         frequency = (down[:, None].square() + across.square()).sqrt().clamp_min(1 / max(height, width))
         units = frequency**-self.decay

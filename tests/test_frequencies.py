@@ -1,0 +1,50 @@
+"""Images drawn in frequencies: their spread, their spectrum, and one wave by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn as nn
+
+from dreamquant import Model
+from dreamquant.inspection import spectrum_slope
+from dreamquant.synthesis.pixels import Frequencies
+
+
+def model_of(shape: tuple[int, int, int]) -> Model:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 3))
+    return Model.from_module(net, shape, (0.5,) * shape[0], (0.25,) * shape[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 33, 48), (3, 7, 9)])
+def test_frequencies_start_as_noise_of_little_less_than_one_deviation(shape: tuple[int, int, int]) -> None:
+    model, space = model_of(shape), Frequencies()
+    torch.manual_seed(0)
+    raw = space.start(model, 64)
+    shown = space.shown(model, raw)
+    assert shown.shape == (64, *shape)
+    pixels = shown * 0.25 + 0.5
+    assert float(pixels.min()) > 0 and float(pixels.max()) < 1
+    assert 0.75 < float(pixels.logit().std()) < 0.95
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, 1.5])
+def test_frequencies_have_the_spectrum_that_they_say(decay: float) -> None:
+    model, space = model_of((3, 32, 32)), Frequencies(decay)
+    torch.manual_seed(0)
+    shown = space.shown(model, space.start(model, 200))
+    assert spectrum_slope(model.pixels(shown).logit()) == pytest.approx(-decay, abs=0.1)
+
+
+def test_a_coefficient_of_a_frequency_is_a_wave() -> None:
+    """By hand: one coefficient, three cycles across and none down, is a cosine of that many."""
+    model, space = model_of((3, 24, 32)), Frequencies()
+    raw = torch.zeros(1, 3, 24, 17, 2)
+    raw[0, 0, 0, 3, 0] = 1.0
+    height, width = model.shape[1:]
+    wave = model.pixels(space.shown(model, raw)).logit()[0, 0]
+    across = torch.cos(torch.arange(width) * (3 * 2 * math.pi / width))
+    amplitude = 2 * float(space.units(height, width)[0, 3]) / (height * width) ** 0.5
+    assert torch.allclose(wave, amplitude * across.expand(height, width), atol=1e-4)
