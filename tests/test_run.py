@@ -125,7 +125,7 @@ def test_labels_are_balanced() -> None:
 
 def test_settings_change_one_field_and_say_what_exists() -> None:
     recipe = recipes.find("synq")()
-    assert changed(recipe, "steps.FineTune.learn.optimizer.lr=1e-5").steps[1].learn.optimizer.lr == 1e-5
+    assert changed(recipe, "steps.FineTune.learn.optimizer.lr=1e-5").steps[-1].learn.optimizer.lr == 1e-5
     assert changed(recipe, "synthesis.loss.ClassTarget.focus=2").synthesis.loss.terms[1][1].focus == 2.0
     for bad, message in (
         ("synthesis.itterations=3", "it has loss, count"),
@@ -140,7 +140,7 @@ def test_settings_change_one_field_and_say_what_exists() -> None:
 
 def test_scaled_changes_every_iterations_field() -> None:
     recipe = scaled(recipes.find("distill")(), 0.1)
-    assert (recipe.synthesis.iterations, recipe.steps[1].iterations) == (15, 40)
+    assert (recipe.synthesis.iterations, recipe.steps[-1].iterations) == (15, 40)
 
 
 def test_schedules() -> None:
