@@ -130,7 +130,7 @@ def test_settings_change_one_field_and_say_what_exists() -> None:
     for bad, message in (
         ("synthesis.itterations=3", "it has loss, count"),
         ("synthesis.iterations=many", "wants int"),
-        ("steps.Reconstruct.batch=3", "choose one of Calibrate, FineTune"),
+        ("steps.Reconstruct.batch=3", "choose one of SetWeightRanges, Calibrate, FineTune"),
         ("synthesis.optimizer=3", "is a part"),
         ("synthesis", "part.field=value"),
     ):
