@@ -38,13 +38,17 @@ def read(folders: list[str]) -> list[Result]:
     return [json.loads(path.read_text()) for folder in folders for path in sorted(Path(folder).glob("*.json"))]
 
 
+def setting(word: str) -> str:
+    """`part.field=value` without the way to the field."""
+    path, _, value = word.partition("=")
+    return f"{path.rpartition('.')[2]}={value}"
+
+
 def bars(results: list[Result], column: str) -> str:
     """One bar for each recipe and setting, the largest on top."""
     groups: dict[str, list[float]] = defaultdict(list)
     for result in results:
-        groups[" ".join([result["recipe"], *(word.rpartition(".")[2] for word in result["job"]["set"][:1])])].append(
-            COLUMNS[column](result)
-        )
+        groups[" ".join([result["recipe"], *map(setting, result["job"]["set"][:1])])].append(COLUMNS[column](result))
     names = sorted(groups, key=lambda name: mean(groups[name]))
     figure, axes = axes_of(6, 0.8 + 0.28 * len(names))
     axes.barh(names, [mean(groups[name]) for name in names], color=BLUE, height=0.6, alpha=0.5)

@@ -126,8 +126,8 @@ def test_results_become_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[s
     counted = [result("synq", 0.8 + 0.01 * n + s / 1000, f"synthesis.count={2**n}") for n in range(6, 12) for s in (0, 1)]
     swept = plots.sweep(counted, "kept")
     assert "synq: count" in swept and swept.count("<use") >= len(counted) and "nan" not in swept
-    drawn = plots.bars([result("a", 0.5), result("b", 0.7), result("a", 0.6)], "kept")
-    assert all(f">{name}<" in drawn for name in ("a", "b", "kept"))
+    drawn = plots.bars([result("a", 0.5), result("b", 0.7), result("a", 0.6), result("a", 0.4, "steps.0.noise.gaussian=0.1")], "kept")
+    assert all(f">{name}<" in drawn for name in ("a", "b", "a gaussian=0.1", "kept"))
     dreamed = tmp_path / "images"
     Images(torch.randn(6, 3, 16, 16), torch.zeros(6, dtype=torch.long)).save(dreamed)
     np.savez(tmp_path / "real.npz", x=np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3), np.uint8), y=np.zeros(6, int))
