@@ -74,7 +74,7 @@ def test_a_file_with_facts_from_flags_or_from_the_module(file: Path) -> None:
     ("spec", "facts", "message"),
     [
         ("zoo:resnet20-cifar", {}, "did you mean resnet20-cifar10"),
-        ("resnet18", {}, "write zoo:NAME"),
+        ("resnet18", {}, "write torchvision:resnet18 or timm:resnet18"),
         ("net.py:factry", FACTS, "did you mean factory"),
         ("net.py:broken", FACTS, "raised RuntimeError: no such layer"),
         ("net.py:wordy", FACTS, "raised RuntimeError: one$"),

@@ -71,7 +71,11 @@ def load_model(
     elif colon and source in SOURCES:
         found = SOURCES[source](name, pretrained, classes)
     else:
-        raise ValueError(f"MODEL {spec!r}: write zoo:NAME, torchvision:NAME, timm:NAME, hf:REPO or path/file.py:function")
+        example = spec.rpartition(":")[2] or "resnet18"
+        raise ValueError(
+            f"MODEL {spec!r} does not say where it comes from: write torchvision:{example} or timm:{example}, "
+            "or zoo:NAME, hf:REPO or path/file.py:function"
+        )
     if weights is not None and str(weights) != RANDOM:
         load_weights(found.net, Path(weights))
     facts = _facts(spec, Facts(shape, mean, std), found.facts)
