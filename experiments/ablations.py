@@ -22,7 +22,7 @@ from dreamquant.synthesis.transforms import LowPass, Transform
 
 BITS, SEEDS = "w3a3", (0, 1, 2)
 TUNE = "steps.FineTune.learn"
-EASY = (f"{TUNE}.loss.HardLabel.max_difficulty", f"{TUNE}.loss.OnHarderImages.loss.HardLabel.max_difficulty")
+EASY = f"{TUNE}.loss.HardLabel.max_difficulty"
 CUTOFF = ("steps.Calibrate.transforms.LowPass.cutoff", f"{TUNE}.transforms.LowPass.cutoff")
 
 
@@ -30,8 +30,7 @@ def with_ideas(ideas: str, bits: str, effort: str, ends: int | None) -> Recipe:
     """SynQ with the ideas named: 1 the filter, 2 the aligned maps, 3 hard labels for easy images only."""
     recipe = find("synq")(bits, effort, ends)
     if "3" not in ideas:
-        for path in EASY:
-            recipe = changed(recipe, f"{path}=1.0")
+        recipe = changed(recipe, f"{EASY}=1.0")
     ranges, calibrate, tune = recipe.steps
     assert isinstance(calibrate, Calibrate) and isinstance(tune, FineTune) and isinstance(tune.learn.loss, Sum)
     learn = tune.learn
@@ -126,7 +125,7 @@ def maps() -> list[Job]:
 
 def thresholds() -> list[Job]:
     """Figures 7b and 13: up to which difficulty hard labels are used."""
-    return _jobs("synq", settings=tuple(tuple(f"{path}={tau}" for path in EASY) for tau in (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)))
+    return _jobs("synq", settings=tuple((f"{EASY}={tau}",) for tau in (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)))
 
 
 def cutoffs() -> list[Job]:

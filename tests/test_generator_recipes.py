@@ -13,8 +13,8 @@ from dreamquant import Model, recipes
 from dreamquant.choose import chosen
 from dreamquant.losses.student import HardLabel, SaliencyMatch, SoftLabel
 from dreamquant.recipe import dreams
+from dreamquant.recipes.synq import FILTER
 from dreamquant.steps.cotrain import CoTrain
-from dreamquant.synthesis.transforms import LowPass
 from oracles import FACTS
 from test_synq_on import terms_of
 
@@ -32,7 +32,7 @@ def test_synq_changes_the_student_and_not_the_dream(name: str, effort: str) -> N
     step: Any = next(step for step in recipe.steps if isinstance(step, CoTrain))
     terms = terms_of(recipe)
     assert dreams(recipe) == dreams(host) and len(recipe.steps) == len(host.steps)
-    assert step.learn.transforms[-1] == LowPass(0.357)
+    assert step.learn.transforms[-1] == FILTER
     assert terms["SaliencyMatch"] == (50, SaliencyMatch()) and terms["HardLabel"][1] == HardLabel(0.7)
     assert terms.keys() - {"SaliencyMatch", "HardLabel"}, "the host's loss is still there"
     assert eval(repr(recipe), test_recipes.PARTS) == recipe

@@ -19,7 +19,7 @@ from dreamquant.quant.ranges import RunningMinMax
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.quant.student import convert
 from dreamquant.recipe import Recipe, changed
-from dreamquant.recipes.synq import synq_on
+from dreamquant.recipes.synq import FILTER, synq_on
 from dreamquant.steps.calibrate import Calibrate
 from dreamquant.steps.finetune import FineTune
 from dreamquant.synthesis.pixels import NoImages
@@ -44,8 +44,8 @@ def test_every_recipe_with_images_takes_the_ideas(name: str, effort: str) -> Non
     recipe = chosen(f"synq_on:{name}", "w3a3", effort, None)
     assert recipe.name == f"synq_on:{name}" and recipe.synthesis == recipes.find(name)(effort=effort).synthesis
     learning = [step for step in recipe.steps if hasattr(step, "learn")]
-    assert learning and all(last_transform(step.learn) == LowPass(0.357) for step in learning)
-    assert all(last_transform(step) == LowPass(0.357) for step in recipe.steps if isinstance(step, Calibrate))
+    assert learning and all(last_transform(step.learn) == FILTER for step in learning)
+    assert all(last_transform(step) == FILTER for step in recipe.steps if isinstance(step, Calibrate))
     terms = terms_of(recipe)
     assert terms["SaliencyMatch"] == (50, SaliencyMatch()) and terms["HardLabel"][1] == HardLabel(0.7)
 
