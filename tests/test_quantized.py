@@ -142,6 +142,16 @@ def test_a_range_never_measured_is_named() -> None:
     freeze(convert(prepared(small()), scheme_of("w4a32")), {})  # nothing reads a grid of activations
 
 
+def test_a_step_that_is_not_positive_is_named() -> None:
+    student = student_of(small(), scheme_of("w4a4"))
+    layer = student.layers()["conv1"]
+    layer.quantizer.fix(*layer.quantizer.grid(layer.weight))
+    with torch.no_grad():
+        layer.quantizer.scale[2] = -0.01
+    with pytest.raises(FloatingPointError, match=r"conv1: a step of its grid is -0\.01; lower the rate"):
+        freeze(student, {})
+
+
 def test_layers_left_in_float_are_listed() -> None:
     assert "up" in freeze(student_of(Odd(), scheme_of("w4a4")), {}).left_in_float
 

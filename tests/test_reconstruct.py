@@ -11,16 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamquant import Images, Model, Run, graph
+from dreamquant.learn import Learn
+from dreamquant.losses.student import SoftLabel
 from dreamquant.losses.unit import RelativeError, SquaredError
 from dreamquant.optimizers import Adam, Cosine
 from dreamquant.quant.freeze import freeze
-from dreamquant.quant.quantizer import LearnedStep, Quantizer, acting
+from dreamquant.quant.quantizer import LearnedStep, LearnSteps, Quantizer, acting
 from dreamquant.quant.ranges import LpSearch, to_grid
 from dreamquant.quant.rounding import Dropping, SoftRounding, drawn
 from dreamquant.quant.scheme import Int, scheme_of
 from dreamquant.quant.student import Student, convert
 from dreamquant.run import Loop
 from dreamquant.steps.calibrate import Calibrate, SetWeightRanges
+from dreamquant.steps.finetune import FineTune
 from dreamquant.steps.pieces import Blocks, Inputs, Layers, through
 from dreamquant.steps.reconstruct import Anneal, Reconstruct
 from dreamquant.synthesis.transforms import Flip
@@ -28,6 +31,8 @@ from faults import Killed, killing_after
 
 FACTS = ((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
 QUICK = Reconstruct(3, 8, rounding=Adam(1e-2), weight_steps=Adam(1e-4), activation_steps=Adam(1e-3), transforms=(Flip(),), views=2)
+TUNE = FineTune(Learn(SoftLabel(), Adam(0.05), (), LearnSteps(), LearnSteps()), iterations=10, batch=8)
+REBUILD = Reconstruct(10, 8, weight_steps=Adam(0.05), activation_steps=Adam(0.05))
 
 
 @pytest.fixture
@@ -57,6 +62,17 @@ def fixed(weight: Tensor, form: Int) -> Quantizer:
 
 def on_their_grids(student: Student) -> bool:
     return all(torch.equal(layer.quantizer(layer.weight), layer.weight) for layer in student.layers().values())
+
+
+@pytest.mark.parametrize("step", [TUNE, REBUILD], ids=["fine-tune", "reconstruct"])
+def test_steps_stay_positive_at_any_rate(step: FineTune | Reconstruct, model: Model) -> None:
+    student = ready(model, "w8a8")
+    before = [layer.quantizer.grid(layer.weight)[0].detach().clone() for layer in student.layers().values()]
+    step(student, model, images(model), Run())
+    after = [layer.quantizer.grid(layer.weight)[0] for layer in student.layers().values()]
+    assert any((a < b / 8).any() for a, b in zip(after, before, strict=True))  # which the rate would have taken below zero
+    assert all((a > 0).all() for a in after)
+    freeze(student, {})
 
 
 @pytest.mark.parametrize("form", [Int(2, "channel"), Int(4, "tensor", symmetric=True), Int(8, "channel")])

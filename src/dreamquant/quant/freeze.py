@@ -19,7 +19,7 @@ from dreamquant.quant.student import QuantConv2d, QuantLinear, Student
 def freeze(student: Student, provenance: Mapping[str, Any]) -> QuantizedModel:
     """The program of a student, with integer weights. It computes what `student.net` computes.
 
-    Raises ValueError for a quantizer without a range.
+    Raises ValueError for a quantizer without a range, FloatingPointError for a step that is not positive.
     """
     source = student.source
     facts = Facts(source.shape, source.mean, source.std, source.classes, source.name)
@@ -129,6 +129,7 @@ class _Freezing:
             return
         if not bool(q.scale.isfinite().all()):
             raise ValueError(f"{node.all_input_nodes[0].name}: no range was ever measured; add a Calibrate step")
+        _positive(node.all_input_nodes[0].name, q.scale)
         numbers: dict[str, Any] = {"live": q.live, "bits": q.format.bits, "low": q.format.low, "high": q.format.high}
         numbers |= {"scale": q.scale.item(), "zero": int(q.zero.item()), "divides": False}
         self.ops.append(Op("grid", node.name, (source,), numbers))
@@ -138,6 +139,7 @@ class _Freezing:
         scale, zero = (v.detach().expand(len(weight), *[1] * (weight.ndim - 1)).flatten() for v in layer.quantizer.grid(weight))
         if not bool(scale.isfinite().all()):
             raise ValueError(f"{node.target}: no range of its weights was ever found; add SetWeightRanges")
+        _positive(str(node.target), scale)
         tensors = {"codes": layer.quantizer.codes(weight).to(torch.int8), "zero": zero.to(torch.int8), "scale": scale.float().clone()}
         if layer.bias is not None:
             tensors["bias"] = layer.bias.detach().clone()
@@ -194,6 +196,12 @@ class _Freezing:
         self.left.setdefault(str(node.target) if module else node.name, f"{words} has no form in a program")
         called = _Method(held) if isinstance(held, str) else held
         self.ops.append(Op("opaque", node.name, tuple(inputs), {"args": args, "kwargs": kwargs}, held=called))
+
+
+def _positive(name: str, scale: Tensor) -> None:
+    """Integer kernels have no form for other steps; training never makes one (see `positive`)."""
+    if not bool((scale > 0).all()):
+        raise FloatingPointError(f"{name}: a step of its grid is {scale.min().item():g}; lower the rate that it is learned with")
 
 
 class _Method:

@@ -7,7 +7,7 @@ it. What changes is its rule, inside a `with acting(...)` block.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -252,6 +252,19 @@ class LearnClips:
 
     def on(self, q: Quantizer) -> Rule:
         return LearnedClip()
+
+
+@contextlib.contextmanager
+def positive(steps: Sequence[Tensor]) -> Iterator[None]:
+    """An optimizer that moves these steps of grids inside the block at most halves them, so that none reaches zero.
+
+    Its rate is absolute, and steps of 8 bits are small: a negative one mirrors the grid, for which integer kernels have no form.
+    """
+    before = [step.detach().clone() for step in steps]
+    yield
+    with torch.no_grad():
+        for step, old in zip(steps, before, strict=True):
+            step.clamp_(min=old / 2)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from dreamquant.images import Images
 from dreamquant.losses.unit import SquaredError, UnitError
 from dreamquant.model import Model
 from dreamquant.optimizers import Adam, Cosine, Optimizer, pace
-from dreamquant.quant.quantizer import Quantizer, acting
+from dreamquant.quant.quantizer import Quantizer, acting, positive
 from dreamquant.quant.rounding import Dropping, SoftRounding, drawn
 from dreamquant.quant.student import QuantConv2d, QuantLayer, QuantLinear, Student
 from dreamquant.run import Run, Stateful
@@ -123,6 +123,7 @@ class Rebuilding:
         )
         self.groups = [(part, learned) for part, learned in groups if part and learned]
         self.learned = [p for _, learned in self.groups for p in learned]
+        self.steps = [q.scale for q in (*self.soft, *self.activations)]
 
     def __call__(self, exact: Tensor, mine: Tensor, wanted: Tensor, device: torch.device, run: Run) -> None:
         """Learn from inputs of the teacher and of the student, (N, ...) both, and the teacher's outputs; then round for good."""
@@ -143,8 +144,9 @@ class Rebuilding:
                     optimizer.zero_grad()
                     pace(optimizer, part, number / how.iterations)
                 (error + pull).backward(inputs=self.learned)
-                for optimizer in optimizers:
-                    optimizer.step()
+                with positive(self.steps):
+                    for optimizer in optimizers:
+                        optimizer.step()
                 loop.show(error=error.detach(), rounding=pull.detach())
         self._harden()
 
