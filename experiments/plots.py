@@ -33,9 +33,10 @@ Result = dict[str, Any]
 MANY = 512  # images of which a spectrum is taken
 
 
-def read(folders: list[str]) -> list[Result]:
-    """The result files of the folders."""
-    return [json.loads(path.read_text()) for folder in folders for path in sorted(Path(folder).glob("*.json"))]
+def read(sources: list[str]) -> list[Result]:
+    """The result files named, and those of folders."""
+    files = [file for path in map(Path, sources) for file in ([path] if path.is_file() else sorted(path.glob("*.json")))]
+    return [json.loads(file.read_text()) for file in files]
 
 
 def setting(word: str) -> str:
@@ -105,7 +106,7 @@ def real(path: str) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["bars", "sweep", "spectra"])
-    parser.add_argument("sources", nargs="+", help="folders of results; for spectra NAME=PATH")
+    parser.add_argument("sources", nargs="+", help="result files or folders of them; for spectra NAME=PATH")
     parser.add_argument("--column", default="kept", choices=list(COLUMNS))
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,9 @@ def test_results_become_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "synq: count" in swept and swept.count("<use") >= len(counted) and "nan" not in swept
     drawn = plots.bars([result("a", 0.5), result("b", 0.7), result("a", 0.6), result("a", 0.4, "steps.0.noise.gaussian=0.1")], "kept")
     assert all(f">{name}<" in drawn for name in ("a", "b", "a gaussian=0.1", "kept"))
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(name))
+    assert plots.read([str(tmp_path)]) == ["one", "two"] and plots.read([str(tmp_path / "two.json")]) == ["two"]
     dreamed = tmp_path / "images"
     Images(torch.randn(6, 3, 16, 16), torch.zeros(6, dtype=torch.long)).save(dreamed)
     np.savez(tmp_path / "real.npz", x=np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3), np.uint8), y=np.zeros(6, int))
