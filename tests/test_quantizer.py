@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreamquant.quant.quantizer import Following, Inside, LearnedClip, LearnedStep, Quantizer, Rule, acting, fake_quantize, positive
+from dreamquant.quant.quantizer import Floor, Following, Inside, LearnedClip, LearnedStep, Quantizer, Rule, acting, fake_quantize
 from dreamquant.quant.ranges import LpSearch, MinMax, Percentile, RunningMinMax, rounded, to_grid
 from dreamquant.quant.scheme import Int, parse_bits, scheme_of
 
@@ -152,12 +152,18 @@ def test_rules_last_as_long_as_their_block() -> None:
     assert quantizer.rule is before
 
 
-def test_a_step_is_at_most_halved_by_an_update() -> None:
+def test_learned_steps_stay_above_a_quarter_of_where_they_began() -> None:
     steps = [torch.tensor([1.0, 1.0, 1.0]), torch.tensor(0.25)]
-    with positive(steps):
-        steps[0].sub_(torch.tensor([0.25, 0.75, 5.0]))
-        steps[1].add_(1)
-    assert steps[0].tolist() == [0.75, 0.5, 0.5] and steps[1].item() == 1.25
+    floor, resumed = Floor(steps), Floor(steps)
+    for _ in range(2):
+        with floor:
+            steps[0].sub_(torch.tensor([0.25, 0.5, 5.0]))
+            steps[1].add_(1)
+    assert steps[0].tolist() == [0.5, 0.25, 0.25] and steps[1].item() == 2.25
+    resumed.load_state_dict(floor.state_dict())
+    with resumed:
+        steps[0].sub_(1)
+    assert steps[0].tolist() == [0.25] * 3
 
 
 def test_following_spans_the_tensor_wherever_it_goes() -> None:

@@ -11,7 +11,7 @@ from dreamquant.images import Images
 from dreamquant.losses.algebra import Loss, Objective
 from dreamquant.model import Model
 from dreamquant.optimizers import Optimizer, pace
-from dreamquant.quant.quantizer import Acting, PassAll, positive
+from dreamquant.quant.quantizer import Acting, Floor, PassAll
 from dreamquant.quant.student import Student
 from dreamquant.run import Stateful
 from dreamquant.synthesis.transforms import Transform, applied
@@ -46,13 +46,13 @@ class Learner:
         self.objective = Objective(learn.loss, teacher)
         grids = {id(q.scale) for q in [*student.activation_quantizers().values(), *(m.quantizer for m in student.layers().values())]}
         mine = [p for p in student.net.parameters() if p.requires_grad]
-        rest, self.steps = [p for p in mine if id(p) not in grids], [p for p in mine if id(p) in grids]
-        self.mine = rest + self.steps
+        rest, steps = [p for p in mine if id(p) not in grids], [p for p in mine if id(p) in grids]
+        self.mine, self.floor = rest + steps, Floor(steps)
         codes = {id(layer.weight): layer.quantizer.codes for layer in student.layers().values()}
         self.optimizer = learn.optimizer.on([{"params": rest}], codes)
-        if self.steps:
+        if steps:
             rate = self.optimizer.param_groups[0]["lr"] * learn.steps_lr
-            self.optimizer.add_param_group({"params": self.steps, "lr": rate, "weight_decay": 0.0})
+            self.optimizer.add_param_group({"params": steps, "lr": rate, "weight_decay": 0.0})
         self.teacher = Watch(teacher, self.objective.needs)
         self.student = Watch(teacher, self.objective.needs - {"bn"}, student.net)
 
@@ -71,14 +71,15 @@ class Learner:
         self.optimizer.zero_grad()
         loss.backward(inputs=self.mine)
         pace(self.optimizer, self.learn.optimizer, done)
-        with positive(self.steps):
+        with self.floor:
             self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        parts: dict[str, Stateful] = {"optimizer": self.optimizer, "objective": self.objective, "student": self.net}
+        parts: dict[str, Stateful] = {"optimizer": self.optimizer, "floor": self.floor, "objective": self.objective, "student": self.net}
         return {name: part.state_dict() for name, part in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.floor.load_state_dict(state["floor"])
         self.objective.load_state_dict(state["objective"])

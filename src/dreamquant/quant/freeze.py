@@ -199,7 +199,7 @@ class _Freezing:
 
 
 def _positive(name: str, scale: Tensor) -> None:
-    """Integer kernels have no form for other steps; training never makes one (see `positive`)."""
+    """Integer kernels have no form for other steps; training never makes one (see `Floor`)."""
     if not bool((scale > 0).all()):
         raise FloatingPointError(f"{name}: a step of its grid is {scale.min().item():g}; lower the rate that it is learned with")
 

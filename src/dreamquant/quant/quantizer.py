@@ -254,17 +254,30 @@ class LearnClips:
         return LearnedClip()
 
 
-@contextlib.contextmanager
-def positive(steps: Sequence[Tensor]) -> Iterator[None]:
-    """An optimizer that moves these steps of grids inside the block at most halves them, so that none reaches zero.
+class Floor:
+    """Learned steps of grids stay above a quarter of what they were at the first update (ours). Live; `with` an optimizer's update.
 
-    Its rate is absolute, and steps of 8 bits are small: a negative one mirrors the grid, for which integer kernels have no form.
+    A rate is absolute, and steps of 8 bits are small: it would take some below zero, where a grid is mirrored, and
+    integer kernels have no form for that.
     """
-    before = [step.detach().clone() for step in steps]
-    yield
-    with torch.no_grad():
-        for step, old in zip(steps, before, strict=True):
-            step.clamp_(min=old / 2)
+
+    def __init__(self, steps: Sequence[Tensor]) -> None:
+        self.steps = steps
+        self.least: list[Tensor] = []
+
+    def __enter__(self) -> None:
+        self.least = self.least or [step.detach() / 4 for step in self.steps]
+
+    def __exit__(self, *error: object) -> None:
+        with torch.no_grad():
+            for step, least in zip(self.steps, self.least, strict=True):
+                step.clamp_(min=least)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"least": self.least}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.least = [least.to(step.device) for least, step in zip(state["least"], self.steps, strict=False)]
 
 
 @contextlib.contextmanager

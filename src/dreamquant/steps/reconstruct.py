@@ -19,7 +19,7 @@ from dreamquant.images import Images
 from dreamquant.losses.unit import SquaredError, UnitError
 from dreamquant.model import Model
 from dreamquant.optimizers import Adam, Cosine, Optimizer, pace
-from dreamquant.quant.quantizer import Quantizer, acting, positive
+from dreamquant.quant.quantizer import Floor, Quantizer, acting
 from dreamquant.quant.rounding import Dropping, SoftRounding, drawn
 from dreamquant.quant.student import QuantConv2d, QuantLayer, QuantLinear, Student
 from dreamquant.run import Run, Stateful
@@ -123,7 +123,7 @@ class Rebuilding:
         )
         self.groups = [(part, learned) for part, learned in groups if part and learned]
         self.learned = [p for _, learned in self.groups for p in learned]
-        self.steps = [q.scale for q in (*self.soft, *self.activations)]
+        self.floor = Floor([q.scale for q in (*self.soft, *self.activations)])
 
     def __call__(self, exact: Tensor, mine: Tensor, wanted: Tensor, device: torch.device, run: Run) -> None:
         """Learn from inputs of the teacher and of the student, (N, ...) both, and the teacher's outputs; then round for good."""
@@ -133,7 +133,7 @@ class Rebuilding:
         with self._learning():
             optimizers = [part.on(learned) for part, learned in self.groups]
             live: dict[str, Stateful] = {f"optimizer{number}": optimizer for number, optimizer in enumerate(optimizers)}
-            live["learned"] = nn.ParameterList(self.learned)
+            live |= {"learned": nn.ParameterList(self.learned), "floor": self.floor}
             for number in (loop := run.loop("reconstruction", how.iterations, **live)):
                 pick = torch.randperm(len(wanted))[: how.batch]
                 x = some(mine, pick, device)
@@ -144,7 +144,7 @@ class Rebuilding:
                     optimizer.zero_grad()
                     pace(optimizer, part, number / how.iterations)
                 (error + pull).backward(inputs=self.learned)
-                with positive(self.steps):
+                with self.floor:
                     for optimizer in optimizers:
                         optimizer.step()
                 loop.show(error=error.detach(), rounding=pull.detach())
