@@ -11,19 +11,22 @@ import pytest
 import torch
 import torch.nn as nn
 
-from dreamquant import Images, Model, Run
+from dreamquant import Images, Model, Recipe, Run
 from dreamquant.learn import Learn
 from dreamquant.losses.student import SoftLabel
 from dreamquant.optimizers import Adam
 from dreamquant.quant.freeze import freeze
+from dreamquant.quant.program import Op
+from dreamquant.quant.quantized import QuantizedModel
 from dreamquant.quant.ranges import MinMax
 from dreamquant.quant.scheme import uniform
 from dreamquant.quant.student import Student, convert
 from dreamquant.steps import finetune, reconstruct
 from dreamquant.steps.calibrate import Calibrate, SetWeightRanges
 from dreamquant.steps.finetune import FineTune
-from dreamquant.steps.notice import distance, mixtures, noticing, relative
+from dreamquant.steps.notice import deployment_remark, distance, mixtures, noticing, relative
 from dreamquant.steps.reconstruct import Reconstruct
+from dreamquant.synthesis.pixels import NoImages
 
 
 @pytest.fixture
@@ -68,6 +71,20 @@ def test_reconstruction_is_watched_as_well(model: Model, images: Images) -> None
     step = Reconstruct(30, batch=16)
     assert not rebuilt(replace(step, rounding=Adam(0.03)))
     assert rebuilt(replace(step, activation_steps=Adam(1.0), drop=0.0))
+
+
+def test_a_deployment_that_computes_something_else_is_told_of(model: Model, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe("rounded", NoImages(), uniform("w8a8"), (Calibrate(MinMax()),))
+    sound, run = recipe.quantize(model, images, Run()), Run()
+    assert deployment_remark(sound, images) is None
+
+    def mirrored(op: Op) -> Op:
+        return replace(op, tensors={**op.tensors, "scale": -op.tensors["scale"]}) if op.kind == "linear" else op
+
+    broken = replace(sound.deployed(), program=tuple(mirrored(op) for op in sound.deployed().program))
+    monkeypatch.setattr(QuantizedModel, "deployed", lambda _: broken)
+    recipe.quantize(model, images, run)
+    assert len(run.notes) == 1 and run.notes[0].startswith("deployment will do harm: integer kernels predict what")
 
 
 def test_watching_changes_nothing(model: Model, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:

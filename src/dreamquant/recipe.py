@@ -23,6 +23,7 @@ from dreamquant.quant.quantized import QuantizedModel
 from dreamquant.quant.scheme import Allocation
 from dreamquant.quant.student import Student, convert
 from dreamquant.run import Run
+from dreamquant.steps.notice import deployment_remark
 from dreamquant.synthesis.pixels import Synthesis
 
 
@@ -102,7 +103,10 @@ class Recipe:
             generated = bool(dreams(self)) or hasattr(self.synthesis, "generator")
             if generated and len(images) and (remark := inspect(model, images).collapse):
                 run.note(remark)
-            return freeze(student, self.provenance(model, images, run))
+            quantized = freeze(student, self.provenance(model, images, run))
+            if len(images) and (remark := deployment_remark(quantized, images)):
+                run.note(remark)
+            return quantized
 
     def provenance(self, model: Model, images: Images, run: Run) -> Mapping[str, Any]:
         """What made the result, for the record."""
