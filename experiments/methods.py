@@ -14,7 +14,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from dreamquant.evaluate import LabelledImages
+from dreamquant.folder import replacing
 from dreamquant.job import Job
+from dreamquant.zoo import SUPERCLASS_OF_CIFAR10
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR = Path(os.environ.get("DREAMQUANT_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
@@ -46,7 +51,20 @@ def third_party_job(recipe: str, bits: str, seed: int, settings: Sequence[str] =
 
 def matched_job(recipe: str, bits: str, seed: int, ends: int | None = None, model: str = "resnet20-cifar10") -> Job:
     """A network of ours, measured on images like those it was trained on."""
-    return Job(model=f"zoo:{model}", recipe=recipe, bits=bits, ends=ends, seed=seed, eval=str(CIFAR / "test.tar"))
+    data = animals() if model == "depthwise-animals" else CIFAR / "test.tar"
+    return Job(model=f"zoo:{model}", recipe=recipe, bits=bits, ends=ends, seed=seed, eval=str(data))
+
+
+def animals() -> Path:
+    """test.tar with the two classes of zoo:depthwise-animals, written where there is a test.tar and this is not yet."""
+    path = ROOT / "experiments" / ".work" / "animals.npz"
+    if not path.exists() and (CIFAR / "test.tar").exists():
+        data = LabelledImages.open(CIFAR / "test.tar")
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            images = np.stack([np.array(data.read(number)) for number in range(len(data))])
+            np.savez(file, x=images, y=SUPERCLASS_OF_CIFAR10.numpy()[list(data.labels)])
+    return path
 
 
 def third_party() -> list[Job]:

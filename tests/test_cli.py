@@ -238,6 +238,13 @@ def test_mistakes_are_told_in_a_line(
     assert not list(tmp_path.iterdir())  # nothing was begun
 
 
+def test_data_of_other_classes_is_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "eleven.npz", tmp_path / "out"
+    np.savez(data, x=np.zeros((11, 8, 8, 1), np.uint8), y=np.arange(11))
+    assert "class 10; the network knows 0 to 9" in failing([*RTN, "--eval", str(data), "--out", str(out)], capsys)
+    assert not out.exists()
+
+
 def test_folders_that_are_not_ours_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     assert "did not write" in failing([*RTN, "--out", str(tmp_path)], capsys)

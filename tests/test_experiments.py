@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from PIL import Image
 
 from dreamquant import Images, Model, Run
 from dreamquant.choose import load_file
 from dreamquant.cli.bench import file_name, jobs_of, record
+from dreamquant.evaluate import LabelledImages
 from dreamquant.job import Job, recipe_of_job
 from dreamquant.losses.student import HardLabel, SaliencyMatch
 from dreamquant.synthesis.transforms import LowPass
@@ -116,6 +119,20 @@ def test_noisy_images_are_the_same_for_every_step_and_leave_the_others_alone(tin
         step(None, model, images, Run(3))
     assert torch.equal(*seen) and torch.equal(images.pixels, before)
     assert float((model.pixels(seen[0]) - model.pixels(before)).std()) == pytest.approx(0.09, abs=0.015), "a little is clipped"
+
+
+def test_animals_and_vehicles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = load_file(FOLDER / "methods.py")
+    data = tmp_path / "test.tar"
+    with tarfile.open(data, "w") as archive:
+        for number in range(10):
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+            archive.add(tmp_path / f"{number}.png", f"{number}/0.png")
+    monkeypatch.setattr(module, "CIFAR", tmp_path)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    (tmp_path / "experiments").mkdir()
+    found = LabelledImages.open(module.animals())
+    assert found.labels == (0, 0, 1, 1, 1, 1, 1, 1, 0, 0) and [np.array(found.read(n))[0, 0, 0] for n in range(10)] == list(range(10))
 
 
 def test_results_become_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

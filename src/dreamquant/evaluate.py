@@ -79,11 +79,15 @@ class LabelledImages:
             return _of_files(str(path), [p.relative_to(path).as_posix() for p in files], folders, lambda i: _bytes_of(files[i]))
         return _of_tar(path)
 
+    def check(self, network: Network) -> None:
+        """ValueError for labels that the network does not know."""
+        if self.labels and max(self.labels) >= network.classes:
+            raise ValueError(f"{self.source} has class {max(self.labels)}; the network knows 0 to {network.classes - 1}")
+
     def batches(self, network: Network, size: int | None = None, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images as `network` takes them, (n, C, H, W), and labels (n,); larger images in smaller batches."""
         size = size or max(8, min(250, PIXELS_AT_ONCE // (network.shape[1] * network.shape[2])))
-        if self.labels and max(self.labels) >= network.classes:
-            raise ValueError(f"{self.source} has class {max(self.labels)}; the network knows 0 to {network.classes - 1}")
+        self.check(network)
         mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (network.mean, network.std))
         count = min(len(self), limit or len(self))
         for start in range(0, count, size):

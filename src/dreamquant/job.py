@@ -115,6 +115,9 @@ def quantize_job(
     device = device_of(job.device)
     recipe = recipe_of_job(job)
     model = job.load()
+    for images in (data, *further.values()):
+        if images is not None:
+            images.check(model)
     fingerprint = {"model": model.name, "weights": model.digest(), "recipe": repr(recipe), "seed": job.seed}
     with claimed(folder):
         belongs(folder, fingerprint, asdict(job))
