@@ -49,9 +49,10 @@ def third_party_job(recipe: str, bits: str, seed: int, settings: Sequence[str] =
     )
 
 
-def matched_job(recipe: str, bits: str, seed: int, ends: int | None = None, model: str = "resnet20-cifar10") -> Job:
+def matched_job(
+    recipe: str, bits: str, seed: int, ends: int | None = None, model: str = "resnet20-cifar10", data: Path = CIFAR / "test.tar"
+) -> Job:
     """A network of ours, measured on images like those it was trained on."""
-    data = animals() if model == "depthwise-animals" else CIFAR / "test.tar"
     return Job(model=f"zoo:{model}", recipe=recipe, bits=bits, ends=ends, seed=seed, eval=str(data))
 
 
@@ -80,8 +81,8 @@ def matched() -> list[Job]:
 
 def edge() -> list[Job]:
     """Two classes and depthwise convolutions; 20,000 parameters and inputs of 0..255."""
-    models = ("depthwise-animals", "tiny-raw-cifar10")
-    return [matched_job("dream", bits, seed, model=model) for seed in SEEDS for model in models for bits in BITS]
+    models = {"depthwise-animals": animals(), "tiny-raw-cifar10": CIFAR / "test.tar"}
+    return [matched_job("dream", bits, seed, model=model, data=data) for seed in SEEDS for model, data in models.items() for bits in BITS]
 
 
 def pixels_third_party() -> list[Job]:

@@ -6,8 +6,8 @@ and weight 20, HAST's feature alignment (weight 1000) and, in `paper` only, its 
 winner as Grad-CAM's class (`SaliencyMatch(GradCam(of_label=True))` is the paper's), its clamped weights. Ours: the
 filter's cut-off as a share of the width (0.357 is 80 of 224; the CIFAR value is unpublished); what recipes/_paper.py
 says. The layered BNS term is left out: at its published weight it is 2e-4 of the rest. `fast`: count, steps, space and
-pace as in recipes/_fast.py; a cut-off at Nyquist's frequency, 16 of 32, keeps a point more at W3A3; without the twins,
-which Eq. 6 does not have, the student takes half the time.
+pace as in recipes/_fast.py; a cut-off at Nyquist's frequency, 16 of 32 (the grid: experiments/ablations.py:cutoffs); no
+twins, which Eq. 6 does not have and which double the student's passes.
 """
 
 from __future__ import annotations
