@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from dreamquant.images import ImageBuffer, Images
@@ -81,22 +82,26 @@ class PixelRange:
 
 @dataclass(frozen=True)
 class Frequencies:
-    """Pixels of (0, 1) as sigmoids of an image whose Fourier coefficients are optimised, in units that fall as 1 / frequency ** `decay`.
+    """Pixels of (0, 1) as sigmoids of an image whose Fourier coefficients are optimised, in the units of photographs.
 
-    An optimizer that moves all coefficients alike then draws what is large before what is fine, as photographs have it;
-    pixels that move alike are white noise. The idea is feature visualisation's (Olah, Mordvintsev and Schubert 2017).
+    An optimizer that moves all coefficients alike then draws what is large before what is fine, and light before colour;
+    pixels that move alike are white noise. Units fall as 1 / frequency ** `decay`, and as 1 / (1 + k) ** `fade` for axis k
+    of the channels' cosine transform (of RGB: brightness, red against blue, green against both). The idea is feature
+    visualisation's (Olah, Mordvintsev and Schubert 2017).
     """
 
     decay: float = 1.5
+    fade: float = 1.3
 
     def start(self, model: Model, count: int) -> Tensor:
         channels, height, width = model.shape
         return torch.randn(count, channels, height, width // 2 + 1, 2)  # real and imaginary parts
 
     def shown(self, model: Model, raw: Tensor) -> Tensor:
-        size = model.shape[1:]
+        channels, *size = model.shape
         coefficients = torch.view_as_complex(raw) * self.units(*size).to(raw.device)
-        return model.normalise(torch.sigmoid(torch.fft.irfft2(coefficients, s=size, norm="ortho")))
+        waves = torch.fft.irfft2(coefficients, s=size, norm="ortho")
+        return model.normalise(torch.sigmoid(torch.einsum("kc,nkhw->nchw", self.axes(channels).to(raw.device), waves)))
 
     def units(self, height: int, width: int) -> Tensor:
         """What a coefficient is multiplied by, (H, W // 2 + 1): coefficients of N(0, 1) make an image of deviation 0.8 to 0.9."""
@@ -104,6 +109,13 @@ class Frequencies:
         frequency = (down[:, None].square() + across.square()).sqrt().clamp_min(1 / max(height, width))
         units = frequency**-self.decay
         return units / (2 * units.square().mean()).sqrt()
+
+    def axes(self, channels: int) -> Tensor:
+        """Axes of colour in their units, a row each, (channels, channels): orthogonal, of the mean square of a rotation's."""
+        order = torch.arange(channels)
+        waves = torch.cos(order[:, None] * (order + 0.5) * (torch.pi / channels))
+        units = (1.0 + order) ** -self.fade
+        return F.normalize(waves) * (units / units.square().mean().sqrt())[:, None]
 
     def keep(self, raw: Tensor) -> None:
         return
