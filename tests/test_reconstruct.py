@@ -13,7 +13,7 @@ from torch import Tensor
 from dreamquant import Images, Model, Run, graph
 from dreamquant.learn import Learn
 from dreamquant.losses.student import SoftLabel
-from dreamquant.losses.unit import RelativeError, SquaredError
+from dreamquant.losses.unit import RelativeError, SquaredError, squared_error
 from dreamquant.optimizers import Adam, Cosine
 from dreamquant.quant.freeze import freeze
 from dreamquant.quant.quantizer import LearnedStep, LearnSteps, Quantizer, acting
@@ -170,6 +170,18 @@ def test_unit_errors_by_hand() -> None:
     assert SquaredError()(tokens, 0 * tokens).item() == pytest.approx(tokens.square().sum(2).mean().item(), rel=1e-5)
     once, scaled = RelativeError()(mine, wanted), RelativeError()(30 * mine, 30 * wanted)
     assert once.item() == pytest.approx(scaled.item(), rel=1e-4) and once > 1
+
+
+def test_squared_error_has_torchs_gradient_in_the_layout_of_its_input() -> None:
+    mine = torch.randn(4, 3, 5, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    wanted = torch.randn(4, 3, 5, 6).contiguous(memory_format=torch.channels_last)
+    value = squared_error(mine, wanted)
+    (gradient,) = torch.autograd.grad(value, mine)
+    theirs = F.mse_loss(mine, wanted)
+    assert value.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert torch.allclose(gradient, torch.autograd.grad(theirs, mine)[0], atol=1e-7)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    assert torch.autograd.grad(squared_error(mine, mine.detach()), mine)[0].eq(0).all()  # not NaN where they agree
 
 
 class OneLayer(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dreamquant.losses.algebra import Loss
 from dreamquant.losses.image import pooled, pooled_width
+from dreamquant.losses.unit import relative_error, squared_error
 from dreamquant.model import Model
 from dreamquant.trace import Pair, Trace
 
@@ -71,8 +72,7 @@ class PassedMatch(Loss[Pair]):
     relative: bool = False
 
     def __call__(self, seen: Pair) -> Tensor:
-        terms = []
-        for mine, wanted in zip(seen.student.at["passed"], seen.at["passed"], strict=True):
-            gap = F.mse_loss(mine, wanted.detach())
-            terms.append(gap / (wanted.detach().var() + 1e-8) if self.relative else gap)
+        apart = relative_error if self.relative else squared_error
+        both = zip(seen.student.at["passed"], seen.at["passed"], strict=True)
+        terms = [apart(mine, wanted.detach()) for mine, wanted in both]
         return sum(terms[1:], terms[0])

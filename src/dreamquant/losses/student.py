@@ -12,6 +12,7 @@ from torch import Tensor
 from dreamquant.losses.algebra import Loss
 from dreamquant.losses.image import mean_of
 from dreamquant.losses.saliency import GradCam, Saliency, saliency
+from dreamquant.losses.unit import relative_error
 from dreamquant.trace import Pair, Trace
 
 
@@ -72,11 +73,6 @@ class FeatureMatch(Loss[Pair]):
         return sum(terms[1:], terms[0])
 
 
-def _squared_error(x: Tensor, y: Tensor) -> Tensor:
-    """F.mse_loss, whose gradient keeps the layout of `x`; theirs never is channels-last, which slows all that follows (a sixth)."""
-    return torch.linalg.vector_norm(x - y).square() / x.numel()
-
-
 @dataclass(frozen=True)
 class ActivationMatch(Loss[Pair]):
     """Mean over places of the student's squared error in units of the teacher's variance there (ours).
@@ -91,7 +87,7 @@ class ActivationMatch(Loss[Pair]):
 
     def __call__(self, seen: Pair) -> Tensor:
         both = zip(seen.at[self.place], seen.student.at[self.place], strict=True)
-        return mean_of([_squared_error(s, t.detach()) / (t.detach().var() + 1e-8) for t, s in both])
+        return mean_of([relative_error(s, t.detach()) for t, s in both])
 
 
 @dataclass(frozen=True)

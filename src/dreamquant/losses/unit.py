@@ -1,12 +1,22 @@
-"""What makes a rebuilt piece of a network good: how far its output is from the teacher's."""
+"""How far a tensor of the student is from the teacher's: what makes a rebuilt piece of a network good."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
+
+
+def squared_error(mine: Tensor, wanted: Tensor) -> Tensor:
+    """F.mse_loss, whose gradient keeps the layout of `mine`; theirs never is channels-last, which slows all that follows (a sixth)."""
+    return torch.linalg.vector_norm(mine - wanted).square() / mine.numel()
+
+
+def relative_error(mine: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error in units of the variance of `wanted`."""
+    return squared_error(mine, wanted) / (wanted.var() + 1e-8)
 
 
 class UnitError(Protocol):
@@ -21,7 +31,7 @@ class SquaredError:
 
     def __call__(self, mine: Tensor, wanted: Tensor) -> Tensor:
         channels = mine.shape[1 if mine.ndim == 4 else -1]
-        return F.mse_loss(mine, wanted) * channels
+        return squared_error(mine, wanted) * channels
 
 
 @dataclass(frozen=True)
@@ -29,4 +39,4 @@ class RelativeError:
     """Squared error in units of the teacher's variance: the same for outputs of any scale and width (ours)."""
 
     def __call__(self, mine: Tensor, wanted: Tensor) -> Tensor:
-        return F.mse_loss(mine, wanted) / (wanted.var() + 1e-8)
+        return relative_error(mine, wanted)
