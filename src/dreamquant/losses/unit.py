@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def squared_error(mine: Tensor, wanted: Tensor) -> Tensor:
-    """F.mse_loss, whose gradient keeps the layout of `mine`; theirs never is channels-last, which slows all that follows (a sixth)."""
+    """F.mse_loss, whose gradient keeps the layout of `mine`; theirs never is channels-last, which slows all that follows."""
     return torch.linalg.vector_norm(mine - wanted).square() / mine.numel()
 
 

@@ -1,9 +1,8 @@
 """dream: our own recipe and the default.
 
 Images match BatchNorm in units of the network's own deviations, and are drawn in frequencies and axes of colour, so that
-they have the spectrum of photographs and are finished in fewer steps than pixels; ranges minimise the error; the student
-matches the output of every activation, each in units of the teacher's variance there. That needs no labels, and is true
-of any image.
+they have the spectrum of photographs; ranges minimise the error; the student matches the output of every activation,
+each in units of the teacher's variance there. That needs no labels, and is true of any image.
 """
 
 from __future__ import annotations
