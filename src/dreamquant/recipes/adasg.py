@@ -18,7 +18,7 @@ def adasg(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> 
     """AdaSG: generator and student play a zero-sum game on their disagreement."""
     game = AdaptabilityMargin(0.3, 0.8) + 0.1 * DisagreementTarget() + 0.1 * AgreementTarget()
     if effort == "fast":
-        steps = _fast.cotrain(game + BatchNormDeviation(), DisagreementEntropy(20.0), track=0.9)
+        steps = _fast.cotrain(0.1 * game + BatchNormDeviation(), DisagreementEntropy(20.0), track=0.9)
     else:
         steps = _paper.cotrain(game + BatchNormMatch(), DisagreementEntropy(20.0), batch=16)
     return Recipe("adasg", NoImages(), scheme_of(bits, ends), steps)
