@@ -26,8 +26,9 @@ from dreamquant.synthesis.pixels import OptimizePixels
 from dreamquant.synthesis.transforms import Contrast, Flip, Shift, Transform
 from dreamquant.trace import Pair
 
+SEEN = BatchNormDeviation() + 0.1 * ClassTarget()  # at 0.3 and more the classes disturb a generator's statistics
 IMAGES = OptimizePixels(
-    loss=BatchNormDeviation() + 0.1 * ClassTarget(),
+    loss=SEEN,
     count=512,
     batch=128,
     iterations=150,
@@ -36,8 +37,6 @@ IMAGES = OptimizePixels(
 CALIBRATE = Calibrate(LpSearch(), count=256)
 AUGMENT = (Flip(), Shift(3), Contrast(0.4))  # few dreams are soon known by heart; at other contrasts they are more
 
-
-SEEN = 0.3 * ClassTarget() + BatchNormDeviation()  # at equal weights the classes are learned and the statistics are not
 WIDTH = 32  # of 64, BatchNorm's statistics come no closer in as many updates
 GENERATOR = ClassNormed(width=WIDTH, affine=True)  # learns the classes in so few updates, which Multiplied does not
 PIXELS = (0.5, 0.25)

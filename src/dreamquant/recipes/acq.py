@@ -7,8 +7,8 @@ collapse; classification, BatchNorm statistics and attention should be the same 
 recorded statistics untouched. There is no code, and no formula is in our sources; ours: cross-entropy over the cells of
 the last feature map, the cosine as the distance, which grows in while the student sits out, embeddings of positions that
 are added (multiplied, as GDFQ's of classes are, they are not followed), all weights, GDFQ's student and pace. ImageNet:
-likely a student's `lr` of 1e-5. `fast`: generator, pace and ranges as in gdfq.py; at a tenth of these weights attention
-stays where it was by chance.
+likely a student's `lr` of 1e-5. `fast`: generator, pace and ranges as in gdfq.py; twins that differ weigh as little as
+classes, or images leave the statistics; with less weight on it attention stays where it was by chance.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def acq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Re
     """ACQ: attention centred where it was asked, twins that differ, the same in train mode."""
     if effort == "fast":
         seen = _fast.SEEN
-        dream = seen + AttentionCentre() + TwinSimilarity(0.3) + SameInTrainMode(seen)
+        dream = seen + 0.5 * AttentionCentre() + 0.1 * TwinSimilarity(0.3) + SameInTrainMode(seen)
         steps = _fast.cotrain(dream, SoftLabel(20.0) + HardLabel(), Twins(), PlaceNormed(width=_fast.WIDTH, affine=True))
     else:
         seen = ClassTarget() + 0.1 * BatchNormMatch()
