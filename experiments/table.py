@@ -37,6 +37,7 @@ COLUMNS: dict[str, Callable[[Result], float | None]] = {
     "agreement": lambda r: points(r["agreement"]),
     "deployed": lambda r: points(r["deployed"]["top1"]) if r["deployed"] else None,
     "cka": lambda r: points(r.get("cka")),
+    "alike within class": lambda r: points((r.get("images") or {}).get("similarity_within_class")),
     "drop that counts": lambda r: next((drop(scores) for scores in r.get("also", {}).values()), drop(r)),
     "seconds dreaming": lambda r: r["seconds"]["synthesis"],
     "seconds after": lambda r: r["seconds"]["quantize"],
