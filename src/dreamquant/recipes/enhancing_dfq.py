@@ -10,7 +10,8 @@ embeddings are extracted after a fifth of the generator's warm-up. Where the dri
 the flow, half of the labels random, a learned scale that starts at zero, old embeddings averaged in) the paper counts. Ours,
 where both are silent: sizes, the share of mixed batches (Qimera's), reductions, GDFQ's schedule (as in recipes/_paper.py),
 and BatchNorm's statistics in the generator's loss, as in all methods it is compared with: Eq. 12 has none, which is
-`without_batch_norm:enhancing_dfq`, for transformers. `fast`: units, weights and temperature of the other fast recipes.
+`without_batch_norm:enhancing_dfq`, for transformers. `fast`: units, weights and temperature of the other fast recipes, and their
+learned steps: where a range begins at zero its step is its clip value, with a gradient from inside the range too.
 """
 
 from __future__ import annotations
@@ -45,10 +46,9 @@ def enhancing_dfq(bits: str = "w4a4", effort: str = "fast", ends: int | None = N
             ClassTarget() + ClassMeanLikeness() + 0.1 * BatchNormMatch(), SoftLabel(1.0) + PassedMatch(), MixedClasses(), by_side
         )
         warm_up = (DreamOnly(160, track=0.9), ExtractEmbeddings(200), DreamOnly(640, track=0.9))
-    learn = replace(step.learn, activations=LearnClips())
-    return Recipe(
-        "enhancing_dfq", NoImages(), scheme_of(bits, ends), (*ranges, replace(step, learn=learn, stages=(*warm_up, *step.stages[1:])))
-    )
+        step = replace(step, learn=replace(step.learn, activations=LearnClips()))
+    steps = (*ranges, replace(step, stages=(*warm_up, *step.stages[1:])))
+    return Recipe("enhancing_dfq", NoImages(), scheme_of(bits, ends), steps)
 
 
 def without_batch_norm(recipe: Recipe) -> Recipe:
