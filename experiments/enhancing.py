@@ -22,7 +22,6 @@ from dreamquant.learn import Learn
 from dreamquant.losses.activated import ClassMeanLikeness, PassedMatch
 from dreamquant.losses.algebra import Sum
 from dreamquant.model import Model
-from dreamquant.quant.quantizer import LearnSteps
 from dreamquant.recipe import Recipe
 from dreamquant.recipes import find
 from dreamquant.report.likeness import PAIRED, plane, seen_features, similarity
@@ -60,8 +59,8 @@ def with_ideas(ideas: str, bits: str, effort: str, ends: int | None) -> Recipe:
 
 
 def unmatched(learn: Learn) -> Learn:
-    """Without the second similarity loss, and without what it learns."""
-    return replace(learn, loss=without(learn.loss, PassedMatch), activations=LearnSteps())
+    """Without the second similarity loss."""
+    return replace(learn, loss=without(learn.loss, PassedMatch))
 
 
 def without(loss: object, kind: type) -> Sum:
