@@ -75,7 +75,7 @@ def test_enhancing_ideas_are_taken_out_one_by_one() -> None:
         "e": ("ExtractEmbeddings",),
         "m": ("AttentionMixer", "MixedClasses"),
         "f": ("FlowAttention",),
-        "s": ("ClassMeanLikeness", "PassedMatch", "LearnClips"),
+        "s": ("ClassMeanLikeness", "PassedMatch"),
     }
     for ideas in ("", *(row for row in module.ROWS if row != "none")):
         text = repr(module.with_ideas(ideas, "w3a3", "fast", None))
