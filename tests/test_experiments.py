@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 from PIL import Image
 
-from dreamquant import Images, Model, Run
+from dreamquant import Images, Model, Run, recipes
 from dreamquant.choose import load_file
 from dreamquant.cli.bench import file_name, jobs_of, record
 from dreamquant.evaluate import LabelledImages
@@ -77,11 +77,13 @@ def test_enhancing_ideas_are_taken_out_one_by_one() -> None:
         "f": ("FlowAttention",),
         "s": ("ClassMeanLikeness", "PassedMatch"),
     }
+    assert "activations=LearnClips()" in repr(recipes.find("enhancing_dfq")("w3a3", "paper"))
     for ideas in ("", *(row for row in module.ROWS if row != "none")):
         text = repr(module.with_ideas(ideas, "w3a3", "fast", None))
         for idea, words in marks.items():
             assert [word in text for word in words] == [idea in ideas] * len(words), (ideas, idea)
         assert "BatchNormDeviation" in text and "ClassTarget" in text and "SoftLabel" in text
+        assert "activations=LearnSteps()" in text and "LearnClips" not in text
 
 
 def test_figures_of_sets_of_images(tiny_net: nn.Module) -> None:

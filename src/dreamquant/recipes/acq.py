@@ -7,8 +7,8 @@ collapse; classification, BatchNorm statistics and attention should be the same 
 recorded statistics untouched. There is no code, and no formula is in our sources; ours: cross-entropy over the cells of
 the last feature map, the cosine as the distance, which grows in while the student sits out, embeddings of positions that
 are added (multiplied, as GDFQ's of classes are, they are not followed), all weights, GDFQ's student and pace. ImageNet:
-likely a student's `lr` of 1e-5. `fast`: generator, pace and ranges as in gdfq.py; twins that differ weigh as little as
-classes, or images leave the statistics; with less weight on it attention stays where it was by chance.
+likely a student's `lr` of 1e-5. `fast`: generator, pace and ranges as in gdfq.py; twins weigh a tenth, as classes do,
+because with more images leave the statistics, and attention a half, because with less its centre is not followed.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ embeddings are extracted after a fifth of the generator's warm-up. Where the dri
 the flow, half of the labels random, a learned scale that starts at zero, old embeddings averaged in) the paper counts. Ours,
 where both are silent: sizes, the share of mixed batches (Qimera's), reductions, GDFQ's schedule (as in recipes/_paper.py),
 and BatchNorm's statistics in the generator's loss, as in all methods it is compared with: Eq. 12 has none, which is
-`without_batch_norm:enhancing_dfq`, for transformers. `fast`: units, weights and temperature of the other fast recipes, and their
-learned steps: where a range begins at zero its step is its clip value, with a gradient from inside the range too.
+`without_batch_norm:enhancing_dfq`, for transformers. `fast`: units, weights and temperature of the other fast recipes, half a
+weight for likeness to the class's mean, and learned steps: those of a range from zero are its clip value over the codes, and their
+gradient comes from inside the range too.
 """
 
 from __future__ import annotations
