@@ -45,11 +45,16 @@ def setting(word: str) -> str:
     return f"{path.rpartition('.')[2]}={value}"
 
 
+def name_of(result: Result) -> str:
+    """The recipe, and ends of other bits: figures of that convention are not those of the same bits everywhere."""
+    return str(result["recipe"]) + ("" if result["ends"] is None else f" ends {result['ends']}")
+
+
 def bars(results: list[Result], column: str) -> str:
     """One bar for each recipe and setting, the largest on top."""
     groups: dict[str, list[float]] = defaultdict(list)
     for result in results:
-        groups[" ".join([result["recipe"], *map(setting, result["job"]["set"][:1])])].append(COLUMNS[column](result))
+        groups[" ".join([name_of(result), *map(setting, result["job"]["set"][:1])])].append(COLUMNS[column](result))
     names = sorted(groups, key=lambda name: mean(groups[name]))
     figure, axes = axes_of(6, 0.8 + 0.28 * len(names))
     axes.barh(names, [mean(groups[name]) for name in names], color=BLUE, height=0.6, alpha=0.5)
@@ -66,7 +71,7 @@ def sweep(results: list[Result], column: str) -> str:
     lines: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for result in (r for r in results if r["job"]["set"]):
         path, _, value = result["job"]["set"][-1].partition("=")
-        lines[f"{result['recipe']}: {path.rpartition('.')[2]}"][float(value)].append(COLUMNS[column](result))
+        lines[f"{name_of(result)}: {path.rpartition('.')[2]}"][float(value)].append(COLUMNS[column](result))
     figure, axes = axes_of(5, 3)
     for name, points in lines.items():
         xs = sorted(points)

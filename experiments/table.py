@@ -54,13 +54,17 @@ def cell(values: Sequence[float | None]) -> str:
     return f"{statistics.mean(known):.1f}{spread}"
 
 
+def formats(result: Result) -> str:
+    """Bits, and those of the ends where they differ: two conventions whose figures never belong in one column."""
+    return str(result["bits"]) + ("" if result["ends"] is None else f" ends {result['ends']}")
+
+
 def table(results: Sequence[Result]) -> str:
     """Markdown, one row for each model, bits and recipe."""
     groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
     for result in results:
-        ends = "" if result["ends"] is None else f" ends {result['ends']}"
         settings = " ".join([result["recipe"], *result.get("job", {}).get("set", [])])
-        groups[(result["model"], result["bits"] + ends, settings, result["effort"])].append(result)
+        groups[(result["model"], formats(result), settings, result["effort"])].append(result)
     head = ["model", "bits", "recipe", "effort", "seeds", *COLUMNS]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for key, group in sorted(groups.items()):
@@ -74,11 +78,11 @@ def pivot(results: Sequence[Result], column: str) -> str:
     tables = []
     for model in sorted({result["model"] for result in results}):
         mine = [result for result in results if result["model"] == model]
-        bits = list(dict.fromkeys(sorted((r["bits"] for r in mine), key=lambda b: (not b.startswith("w"), -int(b.strip("w")[0]), len(b)))))
+        bits = list(dict.fromkeys(sorted(map(formats, mine), key=lambda b: (not b.startswith("w"), -int(b.strip("w")[0]), len(b)))))
         mine = sorted(mine, key=lambda r: (r["recipe"], r["effort"]))
         lines = [f"{model}: {column}", "", "| recipe | effort | " + " | ".join(bits) + " |", "|" + "---|" * (len(bits) + 2)]
         for recipe, effort in dict.fromkeys((r["recipe"], r["effort"]) for r in mine):
-            found = [[COLUMNS[column](r) for r in mine if (r["recipe"], r["effort"], r["bits"]) == (recipe, effort, b)] for b in bits]
+            found = [[COLUMNS[column](r) for r in mine if (r["recipe"], r["effort"], formats(r)) == (recipe, effort, b)] for b in bits]
             lines.append("| " + " | ".join([recipe, effort, *map(cell, found)]) + " |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables)

@@ -141,13 +141,14 @@ def test_results_become_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[s
     plots = load_file(FOLDER / "plots.py")
 
     def result(recipe: str, kept: float, *settings: str) -> dict[str, object]:
-        return {"recipe": recipe, "kept": kept, "job": {"set": list(settings)}}
+        return {"recipe": recipe, "ends": None, "kept": kept, "job": {"set": list(settings)}}
 
     counted = [result("synq", 0.8 + 0.01 * n + s / 1000, f"synthesis.count={2**n}") for n in range(6, 12) for s in (0, 1)]
     swept = plots.sweep(counted, "kept")
     assert "synq: count" in swept and swept.count("<use") >= len(counted) and "nan" not in swept
-    drawn = plots.bars([result("a", 0.5), result("b", 0.7), result("a", 0.6), result("a", 0.4, "steps.0.noise.gaussian=0.1")], "kept")
-    assert all(f">{name}<" in drawn for name in ("a", "b", "a gaussian=0.1", "kept"))
+    noisy = result("a", 0.4, "steps.0.noise.gaussian=0.1")
+    drawn = plots.bars([result("a", 0.5), result("b", 0.7), result("a", 0.6), noisy, {**result("a", 0.9), "ends": 8}], "kept")
+    assert all(f">{name}<" in drawn for name in ("a", "b", "a gaussian=0.1", "a ends 8", "kept"))
     for name in ("one", "two"):
         (tmp_path / f"{name}.json").write_text(json.dumps(name))
     assert plots.read([str(tmp_path)]) == ["one", "two"] and plots.read([str(tmp_path / "two.json")]) == ["two"]
@@ -156,3 +157,24 @@ def test_results_become_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[s
     np.savez(tmp_path / "real.npz", x=np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3), np.uint8), y=np.zeros(6, int))
     shown = plots.spectra([f"dreamed={dreamed}", f"real={tmp_path / 'real.npz'}"])
     assert all(f">{name}<" in shown for name in ("dreamed", "real", "1/f"))
+
+
+def test_tables_keep_the_two_conventions_apart() -> None:
+    tables = load_file(FOLDER / "table.py")
+
+    def result(kept: float, ends: int | None, seed: int, also: float = 0.0) -> dict[str, object]:
+        scores = {"fp": {"top1": 0.9}, "quantized": {"top1": 0.8}, "agreement": 0.7, "kept": kept, "deployed": None}
+        seconds = {"synthesis": 1.0, "quantize": 2.0, "total": 3.0}
+        further = {"b": {**scores, "fp": {"top1": 0.9 + also}}} if also else {}
+        rest = {"ends": ends, "effort": "fast", "seed": seed, "seconds": seconds, "also": further}
+        return {"model": "net", "recipe": "genie", "bits": "w3a3", **scores, **rest}
+
+    results = [result(0.8, None, 0), result(0.82, None, 1, also=0.05), result(0.9, 8, 0)]
+    assert tables.pivot(results, "kept").splitlines()[-3:] == [
+        "| recipe | effort | w3a3 | w3a3 ends 8 |",
+        "|---|---|---|---|",
+        "| genie | fast | 81.0 (2.0) | 90.0 |",
+    ]
+    assert tables.pivot(results, "drop that counts").splitlines()[-1] == "| genie | fast | 12.5 (5.0) | 10.0 |"
+    rows = [line.split(" | ")[1:5] for line in tables.table(results).splitlines()[2:]]
+    assert rows == [["w3a3", "genie", "fast", "2"], ["w3a3 ends 8", "genie", "fast", "1"]]
