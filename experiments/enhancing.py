@@ -18,7 +18,7 @@ from dreamquant.choose import load_file
 from dreamquant.evaluate import LabelledImages
 from dreamquant.images import Images
 from dreamquant.job import Job, float_model_of
-from dreamquant.losses.activated import ClassMeanLikeness, PassedMatch
+from dreamquant.losses.activated import ClassMeanAngle, PassedMatch
 from dreamquant.losses.algebra import Sum
 from dreamquant.model import Model
 from dreamquant.recipe import Recipe
@@ -51,7 +51,7 @@ def with_ideas(ideas: str, bits: str, effort: str, ends: int | None) -> Recipe:
     if "f" not in ideas:
         generator = replace(generator, noising=AddNoise())
     if "s" not in ideas:
-        dream = replace(dream, loss=without(dream.loss, ClassMeanLikeness))
+        dream = replace(dream, loss=without(dream.loss, ClassMeanAngle))
         learn = replace(learn, loss=without(learn.loss, PassedMatch))
     step = replace(step, dream=replace(dream, generator=generator), learn=learn, stages=stages)
     return replace(recipe, name=f"enhancing_dfq ideas {ideas or 'none'}", steps=(*ranges, step))

@@ -75,7 +75,7 @@ def test_enhancing_ideas_are_taken_out_one_by_one() -> None:
         "e": ("ExtractEmbeddings",),
         "m": ("AttentionMixer", "MixedClasses"),
         "f": ("FlowAttention",),
-        "s": ("ClassMeanLikeness", "PassedMatch"),
+        "s": ("ClassMeanAngle", "PassedMatch"),
     }
     assert "activations=LearnClips()" in repr(recipes.find("enhancing_dfq")("w3a3", "paper"))
     for ideas in ("", *(row for row in module.ROWS if row != "none")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +16,8 @@ from dreamquant.losses.image import pooled, pooled_width
 from dreamquant.losses.unit import relative_error, squared_error
 from dreamquant.model import Model
 from dreamquant.trace import Pair, Trace
+
+FLAT = 1 - 1e-6  # beyond this cosine, of a twelfth of a degree, an angle has no gradient: that of acos has no bound
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,31 @@ class _Means(nn.Module, Loss[Trace]):
         kept = self.momentum * self.known[present][:, None]
         self.means[present] = kept * self.means[present] + (1 - kept) * means
         self.known[present] = 1
+
+
+@dataclass(frozen=True)
+class ClassMeanAngle(Loss[Trace]):
+    """1 - angle / 90 degrees, between an image's last activations and what is usual of its class: 1 alike, 0 at a right angle (ours).
+
+    What is usual: the direction of the moving average of `ClassMeanLikeness`, and as much of that of the batch's own images
+    of the class. To the average alone a generator answers by moving: all images of a class alike, and unlike those of ten
+    updates ago. And the gradient of a cosine vanishes where images are alike; that of an angle does not.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"passed"})
+    momentum: float = 0.9
+
+    def on(self, model: Model) -> Loss[Trace]:
+        return _Angles(self.momentum, model)
+
+
+class _Angles(_Means):
+    def forward(self, seen: Trace) -> Tensor:
+        classes, x = seen.images.classes, pooled(seen.at["passed"][-1])
+        here = F.one_hot(classes, len(self.means)).T.to(x) @ x.detach()  # sums: a direction is all that is taken of them
+        usual = F.normalize(here) + F.normalize(self.means)
+        cosine = F.cosine_similarity(x, usual[classes]).clamp(-FLAT, FLAT)
+        return 1 - cosine.acos().mean() / (math.pi / 2)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ embeddings are extracted after a fifth of the generator's warm-up. Where the dri
 the flow, half of the labels random, a learned scale that starts at zero, old embeddings averaged in) the paper counts. Ours,
 where both are silent: sizes, the share of mixed batches (Qimera's), reductions, GDFQ's schedule (as in recipes/_paper.py),
 and BatchNorm's statistics in the generator's loss, as in all methods it is compared with: Eq. 12 has none, which is
-`without_batch_norm:enhancing_dfq`, for transformers. `fast`: units, weights and temperature of the other fast recipes, half a
-weight for likeness to the class's mean, and learned steps: those of a range from zero are its clip value over the codes, and their
-gradient comes from inside the range too.
+`without_batch_norm:enhancing_dfq`, for transformers. `fast`: units, weights and temperature of the other fast recipes; likeness to
+the class's mean by the angle (`ClassMeanAngle`), because with the cosine all images of a class come out alike in so few updates;
+and learned steps: those of a range from zero are its clip value over the codes, and their gradient comes from inside the range too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dreamquant.losses.activated import ClassMeanLikeness, PassedMatch
+from dreamquant.losses.activated import ClassMeanAngle, ClassMeanLikeness, PassedMatch
 from dreamquant.losses.algebra import Loss, Sum
 from dreamquant.losses.image import BatchNormMatch, ClassTarget
 from dreamquant.losses.student import SoftLabel
@@ -39,7 +39,7 @@ def enhancing_dfq(bits: str = "w4a4", effort: str = "fast", ends: int | None = N
     """EnhancingDFQ: mixed classes, bent noise, dreams unlike each other, and a student that learns clip ranges."""
     if effort == "fast":
         generator, agree = ClassEmbedded(width=_fast.WIDTH, affine=True, class_norms=True), SoftLabel(20.0) + PassedMatch(relative=True)
-        *ranges, step = _fast.cotrain(_fast.SEEN + 0.5 * ClassMeanLikeness(), agree, MixedClasses(), generator)
+        *ranges, step = _fast.cotrain(_fast.SEEN + 0.2 * ClassMeanAngle(), agree, MixedClasses(), generator)
         warm_up = (DreamOnly(60), ExtractEmbeddings(50), DreamOnly(240))
     else:
         by_side = BySide(ClassEmbedded(), ClassEmbedded(class_norms=True))

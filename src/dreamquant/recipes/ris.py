@@ -28,7 +28,7 @@ def ris(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Re
     robust = Robustness(OneOf((Flip(), Crop(0.7), Grain(0.1), LowPass(0.2), Contrast(0.1), Cutout(0.5))))
     labels, loss = SharedClasses(0.3, 5), 20 * SoftLabel(20.0) + HardLabel()
     if effort == "fast":
-        images = replace(_fast.IMAGES, loss=BatchNormDeviation() + 0.1 * ClassTarget() + 0.1 * robust, labels=labels)
+        images = replace(_fast.IMAGES, loss=BatchNormDeviation() + 0.02 * ClassTarget() + 0.02 * robust, labels=labels)
         return Recipe("ris", images, scheme_of(bits, ends), _fast.taught(loss))
     images = _paper.images(BatchNormMatch() + ClassTarget() + robust, labels=labels)
     return Recipe("ris", images, scheme_of(bits, ends), (_paper.CALIBRATE, _paper.student(loss, 1e-4)))
