@@ -194,8 +194,8 @@ def test_likeness_is_the_cosine_with_the_moving_average(model: Model) -> None:
     assert torch.equal(other(seen), loss(seen)), "the averages are saved"
 
 
-def test_angles_are_taken_from_the_average_and_the_batch_alike(model: Model) -> None:
-    loss = Objective(ClassMeanAngle(0.9), model)
+def test_angles_are_taken_from_the_average_and_a_share_of_the_batch(model: Model) -> None:
+    loss = Objective(ClassMeanAngle(0.9, 0.3), model)
     x, labels = torch.randn(6, 3, 16, 16), torch.tensor([0, 0, 1, 1, 1, 4])
     first, second = (seen_by(model, x * scale, labels, loss.needs) for scale in (1.0, 2.0))
     before, now = (seen.at["passed"][-1].mean((2, 3)).double() for seen in (first, second))
@@ -211,9 +211,9 @@ def test_angles_are_taken_from_the_average_and_the_batch_alike(model: Model) -> 
     own = [{c: last[labels == c].mean(0) for c in (0, 1, 4)} for last in (before, now)]
     assert float(loss(first)) == pytest.approx(by_hand(own[0], before), abs=5e-3), "without an average the batch alone"
     loss.take_in(first)
-    both = {c: own[0][c] / own[0][c].norm() + own[1][c] / own[1][c].norm() for c in (0, 1, 4)}
+    both = {c: 0.7 * own[0][c] / own[0][c].norm() + 0.3 * own[1][c] / own[1][c].norm() for c in (0, 1, 4)}
     assert float(loss(second)) == pytest.approx(by_hand(both, now), abs=5e-3)
-    other = Objective(ClassMeanAngle(0.9), model)
+    other = Objective(ClassMeanAngle(0.9, 0.3), model)
     other.load_state_dict(loss.state_dict())
     assert torch.equal(other(second), loss(second)), "the average is saved"
 

@@ -67,23 +67,28 @@ class _Means(nn.Module, Loss[Trace]):
 class ClassMeanAngle(Loss[Trace]):
     """1 - angle / 90 degrees, between an image's last activations and what is usual of its class: 1 alike, 0 at a right angle (ours).
 
-    What is usual: the direction of the moving average of `ClassMeanLikeness`, and as much of that of the batch's own images
-    of the class. To the average alone a generator answers by moving: all images of a class alike, and unlike those of ten
-    updates ago. And the gradient of a cosine vanishes where images are alike; that of an angle does not.
+    What is usual: the direction of the moving average of `ClassMeanLikeness`, with a share `own` of that of the batch's own
+    images of the class. To the average alone a generator answers by moving: all images of a class alike, and unlike those
+    of ten updates ago. And the gradient of a cosine vanishes where images are alike; that of an angle does not.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"passed"})
     momentum: float = 0.9
+    own: float = 0.2
 
     def on(self, model: Model) -> Loss[Trace]:
-        return _Angles(self.momentum, model)
+        return _Angles(self, model)
 
 
 class _Angles(_Means):
+    def __init__(self, part: ClassMeanAngle, model: Model) -> None:
+        super().__init__(part.momentum, model)
+        self.own = part.own
+
     def forward(self, seen: Trace) -> Tensor:
         classes, x = seen.images.classes, pooled(seen.at["passed"][-1])
         here = F.one_hot(classes, len(self.means)).T.to(x) @ x.detach()  # sums: a direction is all that is taken of them
-        usual = F.normalize(here) + F.normalize(self.means)
+        usual = self.own * F.normalize(here) + (1 - self.own) * F.normalize(self.means)
         cosine = F.cosine_similarity(x, usual[classes]).clamp(-FLAT, FLAT)
         return 1 - cosine.acos().mean() / (math.pi / 2)
 

@@ -39,7 +39,7 @@ def enhancing_dfq(bits: str = "w4a4", effort: str = "fast", ends: int | None = N
     """EnhancingDFQ: mixed classes, bent noise, dreams unlike each other, and a student that learns clip ranges."""
     if effort == "fast":
         generator, agree = ClassEmbedded(width=_fast.WIDTH, affine=True, class_norms=True), SoftLabel(20.0) + PassedMatch(relative=True)
-        *ranges, step = _fast.cotrain(_fast.SEEN + 0.2 * ClassMeanAngle(), agree, MixedClasses(), generator)
+        *ranges, step = _fast.cotrain(_fast.SEEN + 0.5 * ClassMeanAngle(), agree, MixedClasses(), generator)
         warm_up = (DreamOnly(60), ExtractEmbeddings(50), DreamOnly(240))
     else:
         by_side = BySide(ClassEmbedded(), ClassEmbedded(class_norms=True))
