@@ -137,6 +137,22 @@ def test_animals_and_vehicles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert found.labels == (0, 0, 1, 1, 1, 1, 1, 1, 0, 0) and [np.array(found.read(n))[0, 0, 0] for n in range(10)] == list(range(10))
 
 
+def test_photographs_take_the_place_of_dreams(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = load_file(FOLDER / "photographs.py")
+    x, y = np.random.default_rng(0).integers(0, 255, (30, 32, 32, 3), np.uint8), np.repeat(np.arange(10), 3)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    monkeypatch.setattr(module.METHODS, "ROOT", tmp_path)
+    job = Job("zoo:tiny-raw-cifar10", "genie", "w3a3", eval=str(tmp_path / "data.npz"))
+    found, model = Images.load(module.photographs(job, 10)), job.load()
+    assert found.labels.tolist() == list(range(10)), "every class alike"
+    wanted = torch.from_numpy(x[[0, 3, 6, 9, 12, 16, 19, 22, 25, 29]]).permute(0, 3, 1, 2) / 255
+    assert torch.allclose(model.pixels(found.pixels), wanted, atol=1e-5)
+    monkeypatch.setattr(module, "photographs", lambda job, count: str(count))
+    jobs = module.grid()
+    assert {(job.recipe, job.ends) for job in jobs} == {("dream", None), ("dream", 8), ("genie", 8)}
+    assert len({file_name(job) for job in jobs}) == len(jobs) == 18
+
+
 def test_results_become_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plots = load_file(FOLDER / "plots.py")
 
