@@ -171,6 +171,8 @@ def test_given_images_are_used(tmp_path: Path, capsys: pytest.CaptureFixture[str
     first, second = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("first", "second"))
     assert first["images"] == second["images"] and first["images"]["count"] == 32
     assert (tmp_path / "second" / "images" / "preview.png").exists()
+    provenance = json.loads((tmp_path / "second" / "result.json").read_text())["provenance"]
+    assert first["images"]["digest"] in provenance["recipe"] and str(tmp_path) not in json.dumps(provenance)
     said = failing([*argv, "--images", str(tmp_path), "--out", str(tmp_path / "third")], capsys)
     assert "no dreamed images" in said
 

@@ -6,7 +6,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,9 +70,9 @@ class Job:
 
 @dataclass(frozen=True)
 class GivenImages:
-    """Images dreamed before, in the place of a synthesis; `digest` makes a change of the file another recipe."""
+    """Images dreamed before, in the place of a synthesis, known by their `digest`: where they lie on this machine is nobody's business."""
 
-    folder: str
+    folder: str = field(repr=False)
     digest: str
 
     def __call__(self, model: Model, run: Run) -> Images:
