@@ -23,7 +23,7 @@ COUNTS, SEEDS = (512, 2048), (0, 1, 2)
 def photographs(job: Job, count: int) -> str:
     """A folder of `count` images, evenly spread over the data that the job is measured on; written where it is not there yet."""
     folder: Path = METHODS.ROOT / "experiments" / ".work" / f"photographs-{count}"
-    if job.eval and Path(job.eval).exists() and not folder.exists():
+    if job.eval and Path(job.eval).exists() and not (folder / "images.safetensors").exists():
         pixels, labels = (torch.cat(parts) for parts in zip(*LabelledImages.open(job.eval).batches(job.load()), strict=True))
         chosen = torch.linspace(0, len(labels) - 1, min(count, len(labels))).long()
         Images(pixels[chosen], labels[chosen]).save(folder)
