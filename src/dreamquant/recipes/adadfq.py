@@ -8,7 +8,8 @@ temperature 5, the student at 1e-5 (ResNet-50 1e-4) after 10,000 updates, a band
 from 0.4 at 3). The code as published does not start. Ours: what gdfq.py says; the student's ranges follow the images of
 the warm-up once an update, where the code looks twice. `fast`: as in recipes/_fast.py, and a tenth of the game: BatchNorm in units
 of the network's deviations is a small number, and beside a whole game its statistics are not learned. What then still costs
-it three points against gdfq on resnet20 at W3A3 are the two targets: with the band and gdfq's class loss instead it is level (one seed each).
+three points against gdfq on resnet20 at W3A3 are the two targets: with the band and gdfq's class loss in their place it is
+level (one seed each).
 """
 
 from __future__ import annotations
