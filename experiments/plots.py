@@ -28,7 +28,8 @@ from dreamquant.images import Images
 from dreamquant.inspection import spectrum
 from dreamquant.report.pictures import BLUE, axes_of, spectrum_chart, svg_of
 
-COLUMNS = load_file(Path(__file__).with_name("table.py")).COLUMNS
+TABLE = load_file(Path(__file__).with_name("table.py"))
+COLUMNS = TABLE.COLUMNS
 Result = dict[str, Any]
 MANY = 512  # images of which a spectrum is taken
 
@@ -45,16 +46,11 @@ def setting(word: str) -> str:
     return f"{path.rpartition('.')[2]}={value}"
 
 
-def name_of(result: Result) -> str:
-    """The recipe, and ends of other bits: figures of that convention are not those of the same bits everywhere."""
-    return str(result["recipe"]) + ("" if result["ends"] is None else f" ends {result['ends']}")
-
-
 def bars(results: list[Result], column: str) -> str:
     """One bar for each recipe and setting, the largest on top."""
     groups: dict[str, list[float]] = defaultdict(list)
     for result in results:
-        groups[" ".join([name_of(result), *map(setting, result["job"]["set"][:1])])].append(COLUMNS[column](result))
+        groups[" ".join([result["recipe"] + TABLE.ends(result), *map(setting, result["job"]["set"][:1])])].append(COLUMNS[column](result))
     names = sorted(groups, key=lambda name: mean(groups[name]))
     figure, axes = axes_of(6, 0.8 + 0.28 * len(names))
     axes.barh(names, [mean(groups[name]) for name in names], color=BLUE, height=0.6, alpha=0.5)
@@ -71,7 +67,7 @@ def sweep(results: list[Result], column: str) -> str:
     lines: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for result in (r for r in results if r["job"]["set"]):
         path, _, value = result["job"]["set"][-1].partition("=")
-        lines[f"{name_of(result)}: {path.rpartition('.')[2]}"][float(value)].append(COLUMNS[column](result))
+        lines[f"{result['recipe']}{TABLE.ends(result)}: {path.rpartition('.')[2]}"][float(value)].append(COLUMNS[column](result))
     figure, axes = axes_of(5, 3)
     for name, points in lines.items():
         xs = sorted(points)

@@ -54,9 +54,14 @@ def cell(values: Sequence[float | None]) -> str:
     return f"{statistics.mean(known):.1f}{spread}"
 
 
+def ends(result: Result) -> str:
+    """Words for ends of other bits: two conventions, whose figures never belong in one column."""
+    return "" if result["ends"] is None else f" ends {result['ends']}"
+
+
 def formats(result: Result) -> str:
-    """Bits, and those of the ends where they differ: two conventions whose figures never belong in one column."""
-    return str(result["bits"]) + ("" if result["ends"] is None else f" ends {result['ends']}")
+    """Bits, and those of the ends where they differ."""
+    return str(result["bits"]) + ends(result)
 
 
 def table(results: Sequence[Result]) -> str:

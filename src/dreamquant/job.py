@@ -70,7 +70,7 @@ class Job:
 
 @dataclass(frozen=True)
 class GivenImages:
-    """Images dreamed before, in the place of a synthesis, known by their `digest`: where they lie on this machine is nobody's business."""
+    """Images dreamed before, in the place of a synthesis, known by their `digest`: where they lie on a machine is not published."""
 
     folder: str = field(repr=False)
     digest: str

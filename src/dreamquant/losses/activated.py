@@ -1,4 +1,5 @@
-"""EnhancingDFQ's two similarity losses: dreams unlike their class's usual activations, and a student that agrees in each layer."""
+"""EnhancingDFQ's two similarity losses: dreams unlike their class's usual activations, published and by the angle (ours), and a
+student that agrees in each layer."""
 
 from __future__ import annotations
 
