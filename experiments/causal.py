@@ -1,6 +1,6 @@
 """Causal-DFQ's three first experiments: `dreamquant bench experiments/causal.py:alignment --out experiments/results/causal`.
 
-On third-party resnet20 in our `fast` setting; the "images" and the "cka" of every result file are what is asked about.
+On zoo:tiny-raw-cifar10 in our `fast` setting; the "images" and the "cka" of every result file are what is asked about.
 1. Does the generator keep content and style apart? Grid `decoupling`; and, on a folder that `dreamquant quantize --recipe
    causal_dfq` filled, pictures and shares of variance: `python experiments/causal.py FOLDER`.
 2. Are the two networks aligned? Grid `alignment`: CKA of every layer's output on the dreamed images, mean over layers.
@@ -64,7 +64,7 @@ def styles_4(bits: str = "w3a3", effort: str = "fast", ends: int | None = None) 
 
 
 def _jobs(*functions: str, bits: tuple[str, ...] = ("w3a3",), settings: tuple[tuple[str, ...], ...] = ((),)) -> list[Job]:
-    job = load_file(Path(__file__).with_name("methods.py")).third_party_job
+    job = load_file(Path(__file__).with_name("methods.py")).tiny_job
     here = [f"{Path(__file__).resolve()}:{name}" if name in globals() and name != "causal_dfq" else name for name in functions]
     return [job(name, width, seed, setting) for seed in SEEDS for width in bits for setting in settings for name in here]
 

@@ -1,6 +1,6 @@
 """EnhancingDFQ taken apart: `dreamquant bench experiments/enhancing.py:ideas --out experiments/results/enhancing`.
 
-Its Table 3 (the four ideas: all, each left out, each alone, none), in our `fast` setting on third-party resnet20 at W3A3.
+Its Table 3 (the four ideas: all, each left out, each alone, none), in our `fast` setting on zoo:tiny-raw-cifar10 at W3A3.
 Its Figures 4 and 7, of the images in folders that `dreamquant quantize` wrote:
 `python experiments/enhancing.py figures.html enhancing_dfq=FOLDER qimera=FOLDER [--real DATA]`
 """
@@ -110,7 +110,7 @@ def emf(bits: str = BITS, effort: str = "fast", ends: int | None = None) -> Reci
 
 def ideas() -> list[Job]:
     """Table 3."""
-    job = load_file(Path(__file__).with_name("methods.py")).third_party_job
+    job = load_file(Path(__file__).with_name("methods.py")).tiny_job
     names = ["enhancing_dfq", *(f"{Path(__file__).resolve()}:{name}" for name in ROWS)]
     return [job(name, BITS, seed) for seed in SEEDS for name in names]
 

@@ -50,10 +50,21 @@ def third_party_job(recipe: str, bits: str, seed: int, settings: Sequence[str] =
 
 
 def matched_job(
-    recipe: str, bits: str, seed: int, ends: int | None = None, model: str = "resnet20-cifar10", data: Path = CIFAR / "test.tar"
+    recipe: str,
+    bits: str,
+    seed: int,
+    settings: Sequence[str] = (),
+    ends: int | None = None,
+    model: str = "resnet20-cifar10",
+    data: Path = CIFAR / "test.tar",
 ) -> Job:
     """A network of ours, measured on images like those it was trained on."""
-    return Job(model=f"zoo:{model}", recipe=recipe, bits=bits, ends=ends, seed=seed, eval=str(data))
+    return Job(model=f"zoo:{model}", recipe=recipe, bits=bits, ends=ends, seed=seed, set=tuple(settings), eval=str(data))
+
+
+def tiny_job(recipe: str, bits: str, seed: int, settings: Sequence[str] = ()) -> Job:
+    """Our network of 20,000 parameters, on which a job takes one or two minutes of one thread: for grids that take a method apart."""
+    return matched_job(recipe, bits, seed, settings, model="tiny-raw-cifar10")
 
 
 def animals() -> Path:

@@ -1,7 +1,7 @@
 """Noise on dreamed images (SynQ's Table 9): `dreamquant bench experiments/noise.py --out experiments/results/noise`.
 
 Gaussian, speckle, salt and pepper, uniform: once on each image, before anything is measured or learned from it. Compared
-are TexQ, SynQ, and SynQ without its filter, in our `fast` setting on third-party resnet20 at W3A3. The paper leaves the
+are TexQ, SynQ, and SynQ without its filter, in our `fast` setting on zoo:tiny-raw-cifar10 at W3A3. The paper leaves the
 strengths open; ours change a pixel by about a tenth of its range (root of the mean square).
 """
 
@@ -79,6 +79,6 @@ def unfiltered(bits: str = BITS, effort: str = "fast", ends: int | None = None) 
 
 def grid() -> list[Job]:
     """Each method without noise, and with each of the four."""
-    job = load_file(HERE.with_name("methods.py")).third_party_job
+    job = load_file(HERE.with_name("methods.py")).tiny_job
     both = [tuple(f"steps.{step}.noise.{kind}={strength}" for step in (0, 1, 2)) for kind, strength in STRENGTHS.items()]
     return [job(f"{HERE}:{name}", BITS, seed, noise) for seed in SEEDS for noise in ((), *both) for name in ("texq", "synq", "unfiltered")]
