@@ -1,12 +1,12 @@
 """Pictures of result files.
 
-    python experiments/plots.py bars experiments/results/ablations --out experiments/results/ideas.svg
-    python experiments/plots.py sweep experiments/results/counts --out experiments/results/counts.svg
+    python experiments/plots.py bars experiments/results/ablations --grid experiments/ablations.py:ideas --out ideas.svg
+    python experiments/plots.py sweep experiments/results/ablations --grid experiments/ablations.py:counts --out counts.svg
     python experiments/plots.py spectra real=DATA dreamed=FOLDER/images --out spectra.svg
 
 Bars: one for each recipe and setting. Sweep: over the value of the jobs' last setting, a line for each recipe. Both show the
-mean over seeds and every seed as a dot. Spectra: mean amplitude by frequency of sets of images: dreamed folders, and real
-data of the same size.
+mean over seeds and every seed as a dot, of the jobs of one grid where one is named. Spectra: mean amplitude by frequency of
+sets of images: dreamed folders, and real data of the same size.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from dreamquant.choose import load_file
+from dreamquant.cli.bench import jobs_of, record
 from dreamquant.evaluate import LabelledImages
 from dreamquant.folder import write_text
 from dreamquant.images import Images
@@ -38,6 +39,12 @@ def read(sources: list[str]) -> list[Result]:
     """The result files named, and those of folders."""
     files = [file for path in map(Path, sources) for file in ([path] if path.is_file() else sorted(path.glob("*.json")))]
     return [json.loads(file.read_text()) for file in files]
+
+
+def of_grid(results: list[Result], grid: str) -> list[Result]:
+    """The results of the jobs of a grid, wherever its data lay."""
+    jobs = [json.loads(json.dumps(record(job, {})["job"])) for job in jobs_of(grid)]
+    return [result for result in results if result["job"] in jobs]
 
 
 def setting(word: str) -> str:
@@ -108,11 +115,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["bars", "sweep", "spectra"])
     parser.add_argument("sources", nargs="+", help="result files or folders of them; for spectra NAME=PATH")
+    parser.add_argument("--grid", help="FILE.py:function; leaves out what is not of it")
     parser.add_argument("--column", default="kept", choices=list(COLUMNS))
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     made = {"bars": bars, "sweep": sweep}
-    svg = spectra(args.sources) if args.kind == "spectra" else made[args.kind](read(args.sources), args.column)
+    if args.kind == "spectra":
+        svg = spectra(args.sources)
+    else:
+        results = read(args.sources)
+        svg = made[args.kind](of_grid(results, args.grid) if args.grid else results, args.column)
     write_text(args.out, svg.replace("<svg ", '<svg style="background:#fff" ', 1))
 
 

@@ -177,6 +177,14 @@ def test_results_become_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(f">{name}<" in shown for name in ("dreamed", "real", "1/f"))
 
 
+def test_pictures_of_one_grid_leave_out_what_is_not_of_it() -> None:
+    """Known by what each job was, and not by where its data lay; settings count."""
+    plots, grid = load_file(FOLDER / "plots.py"), f"{FOLDER / 'ablations.py'}:thresholds"
+    mine = [json.loads(json.dumps(record(job, {}))) for job in jobs_of(grid)]
+    others = [record(job, {}) for name in ("ideas", "counts") for job in jobs_of(f"{FOLDER / 'ablations.py'}:{name}")]
+    assert plots.of_grid([*others, *mine], grid) == mine and len(mine) == 15
+
+
 def test_tables_keep_the_two_conventions_apart() -> None:
     tables = load_file(FOLDER / "table.py")
 
