@@ -130,3 +130,14 @@ def generators_third_party() -> list[Job]:
 def generators_matched() -> list[Job]:
     """The same on our own network."""
     return [matched_job(method, bits, seed) for seed in SEEDS for bits in BITS for method in GENERATORS]
+
+
+def pixels_tiny() -> list[Job]:
+    """Methods that dream on pixels, each alone and with SynQ's ideas on it, on a network small enough for three seeds of all."""
+    names = [*PIXELS, *(f"synq_on:{method}" for method in LEARNING)]
+    return [tiny_job(name, bits, seed) for bits in BITS for seed in SEEDS for name in names]
+
+
+def generators_tiny() -> list[Job]:
+    """Methods that train a generator, on the same network."""
+    return [tiny_job(method, bits, seed) for bits in BITS for seed in SEEDS for method in GENERATORS]
