@@ -12,16 +12,7 @@ import torch.nn.functional as F
 from dreamquant import Images, Model
 from dreamquant.losses.algebra import Loss, Objective, Sum
 from dreamquant.losses.image import BatchNormDeviation, BatchNormMatch, BatchNormPerImage, BatchNormSum, ClassTarget, TotalVariation
-from dreamquant.losses.student import (
-    ActivationMatch,
-    FeatureMatch,
-    HardLabel,
-    OnHarderImages,
-    PenultimateMatch,
-    SaliencyMatch,
-    SoftLabel,
-    saliency,
-)
+from dreamquant.losses.student import ActivationMatch, FeatureMatch, HardLabel, OnHarderImages, SaliencyMatch, SoftLabel, saliency
 from dreamquant.quant.ranges import LpSearch
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.quant.student import convert
@@ -34,7 +25,6 @@ STUDENT_LOSSES: list[Loss] = [
     FeatureMatch(),
     ActivationMatch(),
     ActivationMatch("blocks"),
-    PenultimateMatch(),
     SaliencyMatch(),
     OnHarderImages(SoftLabel()),
 ]
@@ -150,18 +140,6 @@ def test_soft_labels_are_centred_logit_errors_at_high_temperature(model: Model, 
     difference = (seen.student.logits - seen.logits).detach()
     centred = (difference - difference.mean(1, keepdim=True)).square().sum(1).mean() / (2 * model.classes)
     assert SoftLabel(1000.0)(seen).item() == pytest.approx(centred.item(), rel=0.02)
-
-
-def test_penultimate_features_are_what_the_classifier_reads(model: Model, images: Images) -> None:
-    """By hooks on the classifiers of teacher and student."""
-    seen, read = both(model, images, frozenset({"features"})), list[torch.Tensor]()
-    for net in (model.net, seen.student.watch.source):
-        classifier = next(m for m in net.modules() if isinstance(m, nn.Linear))
-        handle = classifier.register_forward_pre_hook(lambda m, i: read.append(i[0].detach()))
-        net(images.pixels)
-        handle.remove()
-    wanted, got = read
-    assert PenultimateMatch()(seen).item() == pytest.approx(((got - wanted).square().mean() / wanted.var()).item(), rel=1e-4)
 
 
 def test_difficult_images_have_no_hard_label(model: Model, images: Images) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamquant.losses.algebra import Loss
-from dreamquant.losses.image import features, mean_of
+from dreamquant.losses.image import mean_of
 from dreamquant.losses.saliency import GradCam, Saliency, saliency
 from dreamquant.losses.unit import relative_error
 from dreamquant.trace import Pair, Trace
@@ -88,19 +88,6 @@ class ActivationMatch(Loss[Pair]):
     def __call__(self, seen: Pair) -> Tensor:
         both = zip(seen.at[self.place], seen.student.at[self.place], strict=True)
         return mean_of([relative_error(s, t.detach()) for t, s in both])
-
-
-@dataclass(frozen=True)
-class PenultimateMatch(Loss[Pair]):
-    """The student's squared error in what the classifier reads, averaged over places, in units of the teacher's variance there (ours).
-
-    Where `ActivationMatch` counts every element alike, this counts what averaging leaves of it. The teacher is detached.
-    """
-
-    needs: ClassVar[frozenset[str]] = frozenset({"features"})
-
-    def __call__(self, seen: Pair) -> Tensor:
-        return relative_error(features(seen.student), features(seen).detach())
 
 
 @dataclass(frozen=True)
