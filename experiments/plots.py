@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from dreamquant.choose import load_file
-from dreamquant.cli.bench import jobs_of, record
 from dreamquant.evaluate import LabelledImages
 from dreamquant.folder import write_text
 from dreamquant.images import Images
@@ -39,12 +38,6 @@ def read(sources: list[str]) -> list[Result]:
     """The result files named, and those of folders."""
     files = [file for path in map(Path, sources) for file in ([path] if path.is_file() else sorted(path.glob("*.json")))]
     return [json.loads(file.read_text()) for file in files]
-
-
-def of_grid(results: list[Result], grid: str) -> list[Result]:
-    """The results of the jobs of a grid, wherever its data lay."""
-    jobs = [json.loads(json.dumps(record(job, {})["job"])) for job in jobs_of(grid)]
-    return [result for result in results if result["job"] in jobs]
 
 
 def setting(word: str) -> str:
@@ -124,7 +117,7 @@ def main() -> None:
         svg = spectra(args.sources)
     else:
         results = read(args.sources)
-        svg = made[args.kind](of_grid(results, args.grid) if args.grid else results, args.column)
+        svg = made[args.kind](TABLE.of_grid(results, args.grid) if args.grid else results, args.column)
     write_text(args.out, svg.replace("<svg ", '<svg style="background:#fff" ', 1))
 
 

@@ -2,8 +2,9 @@
 
 Mean over seeds, and the spread (largest less smallest) where there are several. Nothing in it is typed by hand. With
 `--pivot COLUMN ...` (after the folders) a table for each model and column: recipes down, bits across, that column in the
-cells. "drop that counts" is the drop on the further data where a job had some: that of a third-party network on
-test.tar flatters it.
+cells. `--columns` chooses those of the plain table; `--grid FILE.py:function` leaves out what is not of that grid.
+"drop that counts" is the drop on the further data where a job had some: that of a third-party network on test.tar
+flatters it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dreamquant.cli.bench import jobs_of, record
+
 Result = dict[str, Any]
+
+
+def of_grid(results: Sequence[Result], grid: str) -> list[Result]:
+    """The results of the jobs of a grid, wherever its data lay."""
+    jobs = [json.loads(json.dumps(record(job, {})["job"])) for job in jobs_of(grid)]
+    return [result for result in results if result["job"] in jobs]
 
 
 def points(value: float | None) -> float | None:
@@ -64,16 +73,16 @@ def formats(result: Result) -> str:
     return str(result["bits"]) + ends(result)
 
 
-def table(results: Sequence[Result]) -> str:
+def table(results: Sequence[Result], columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """Markdown, one row for each model, bits and recipe."""
     groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
     for result in results:
         settings = " ".join([result["recipe"], *result.get("job", {}).get("set", [])])
         groups[(result["model"], formats(result), settings, result["effort"])].append(result)
-    head = ["model", "bits", "recipe", "effort", "seeds", *COLUMNS]
+    head = ["model", "bits", "recipe", "effort", "seeds", *columns]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for key, group in sorted(groups.items()):
-        cells = [cell([column(result) for result in group]) for column in COLUMNS.values()]
+        cells = [cell([COLUMNS[column](result) for result in group]) for column in columns]
         lines.append("| " + " | ".join([*key, str(len(group)), *cells]) + " |")
     return "\n".join(lines)
 
@@ -97,12 +106,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--pivot", nargs="+", choices=list(COLUMNS))
+    parser.add_argument("--columns", nargs="+", choices=list(COLUMNS), default=list(COLUMNS))
+    parser.add_argument("--grid", help="FILE.py:function")
     args = parser.parse_args()
     files = sorted(path for folder in args.folders for path in folder.glob("*.json"))
     if not files:
         raise SystemExit("no results there; give folders that `dreamquant bench` wrote")
     results = [json.loads(path.read_text()) for path in files]
-    print("\n\n".join(pivot(results, column) for column in args.pivot) if args.pivot else table(results))
+    results = of_grid(results, args.grid) if args.grid else results
+    print("\n\n".join(pivot(results, column) for column in args.pivot) if args.pivot else table(results, args.columns))
 
 
 if __name__ == "__main__":

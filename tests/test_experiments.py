@@ -177,12 +177,12 @@ def test_results_become_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(f">{name}<" in shown for name in ("dreamed", "real", "1/f"))
 
 
-def test_pictures_of_one_grid_leave_out_what_is_not_of_it() -> None:
+def test_one_grid_leaves_out_what_is_not_of_it() -> None:
     """Known by what each job was, and not by where its data lay; settings count."""
-    plots, grid = load_file(FOLDER / "plots.py"), f"{FOLDER / 'ablations.py'}:thresholds"
+    tables, grid = load_file(FOLDER / "table.py"), f"{FOLDER / 'ablations.py'}:thresholds"
     mine = [json.loads(json.dumps(record(job, {}))) for job in jobs_of(grid)]
     others = [record(job, {}) for name in ("ideas", "counts") for job in jobs_of(f"{FOLDER / 'ablations.py'}:{name}")]
-    assert plots.of_grid([*others, *mine], grid) == mine and len(mine) == 15
+    assert tables.of_grid([*others, *mine], grid) == mine and len(mine) == 15
 
 
 def test_tables_keep_the_two_conventions_apart() -> None:
@@ -204,3 +204,6 @@ def test_tables_keep_the_two_conventions_apart() -> None:
     assert tables.pivot(results, "drop that counts").splitlines()[-1] == "| genie | fast | 12.5 (5.0) | 10.0 |"
     rows = [line.split(" | ")[1:5] for line in tables.table(results).splitlines()[2:]]
     assert rows == [["w3a3", "genie", "fast", "2"], ["w3a3 ends 8", "genie", "fast", "1"]]
+    head, _, row, _ = tables.table(results, ("kept", "seconds")).splitlines()
+    assert head == "| model | bits | recipe | effort | seeds | kept | seconds |"
+    assert row.endswith("| 2 | 81.0 (2.0) | 3.0 (0.0) |")
