@@ -40,17 +40,11 @@ def read(sources: list[str]) -> list[Result]:
     return [json.loads(file.read_text()) for file in files]
 
 
-def setting(word: str) -> str:
-    """`part.field=value` without the way to the field."""
-    path, _, value = word.partition("=")
-    return f"{path.rpartition('.')[2]}={value}"
-
-
 def bars(results: list[Result], column: str) -> str:
     """One bar for each recipe and setting, the largest on top."""
     groups: dict[str, list[float]] = defaultdict(list)
     for result in results:
-        groups[" ".join([result["recipe"] + TABLE.ends(result), *map(setting, result["job"]["set"][:1])])].append(COLUMNS[column](result))
+        groups[TABLE.named(result["recipe"] + TABLE.ends(result), result["job"]["set"])].append(COLUMNS[column](result))
     names = sorted(groups, key=lambda name: mean(groups[name]))
     figure, axes = axes_of(6, 0.8 + 0.28 * len(names))
     axes.barh(names, [mean(groups[name]) for name in names], color=BLUE, height=0.6, alpha=0.5)

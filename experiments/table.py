@@ -73,17 +73,23 @@ def formats(result: Result) -> str:
     return str(result["bits"]) + ends(result)
 
 
+def named(recipe: str, settings: Sequence[str]) -> str:
+    """A recipe with its settings, `field=value` each and once, without the way to the field."""
+    pairs = (setting.partition("=") for setting in settings)
+    return " ".join([recipe, *dict.fromkeys(f"{path.rpartition('.')[2]}={value}" for path, _, value in pairs)])
+
+
 def table(results: Sequence[Result], columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """Markdown, one row for each model, bits and recipe."""
-    groups: dict[tuple[str, ...], list[Result]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, tuple[str, ...], str], list[Result]] = defaultdict(list)
     for result in results:
-        settings = " ".join([result["recipe"], *result.get("job", {}).get("set", [])])
-        groups[(result["model"], formats(result), settings, result["effort"])].append(result)
+        settings = tuple(result.get("job", {}).get("set", []))
+        groups[(result["model"], formats(result), result["recipe"], settings, result["effort"])].append(result)
     head = ["model", "bits", "recipe", "effort", "seeds", *columns]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for key, group in sorted(groups.items()):
+    for (model, bits, recipe, settings, effort), group in sorted(groups.items()):
         cells = [cell([COLUMNS[column](result) for result in group]) for column in columns]
-        lines.append("| " + " | ".join([*key, str(len(group)), *cells]) + " |")
+        lines.append("| " + " | ".join([model, bits, named(recipe, settings), effort, str(len(group)), *cells]) + " |")
     return "\n".join(lines)
 
 

@@ -204,6 +204,7 @@ def test_tables_keep_the_two_conventions_apart() -> None:
     assert tables.pivot(results, "drop that counts").splitlines()[-1] == "| genie | fast | 12.5 (5.0) | 10.0 |"
     rows = [line.split(" | ")[1:5] for line in tables.table(results).splitlines()[2:]]
     assert rows == [["w3a3", "genie", "fast", "2"], ["w3a3 ends 8", "genie", "fast", "1"]]
+    assert tables.named("a", ["steps.0.n=1", "steps.1.n=1", "steps.1.m=2"]) == "a n=1 m=2" and tables.named("a", []) == "a"
     head, _, row, _ = tables.table(results, ("kept", "seconds")).splitlines()
     assert head == "| model | bits | recipe | effort | seeds | kept | seconds |"
     assert row.endswith("| 2 | 81.0 (2.0) | 3.0 (0.0) |")
