@@ -10,6 +10,7 @@ On zoo:tiny-raw-cifar10 in our `fast` setting; the "images" and the "cka" of eve
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ CONTENTS, STYLES = 10, 8
 
 
 def _weighed(weight: float, bits: str, effort: str, ends: int | None) -> Recipe:
-    return causal_dfq(bits, effort, ends, weight=weight)
+    return replace(causal_dfq(bits, effort, ends, weight=weight), name=f"causal_dfq lambda {weight:g}")
 
 
 def lambda_0(bits: str = "w3a3", effort: str = "fast", ends: int | None = None) -> Recipe:
@@ -60,7 +61,7 @@ def lambda_10(bits: str = "w3a3", effort: str = "fast", ends: int | None = None)
 
 def styles_4(bits: str = "w3a3", effort: str = "fast", ends: int | None = None) -> Recipe:
     """Four styles of each content instead of two."""
-    return causal_dfq(bits, effort, ends, styles=4)
+    return replace(causal_dfq(bits, effort, ends, styles=4), name="causal_dfq 4 styles")
 
 
 def _jobs(*functions: str, bits: tuple[str, ...] = ("w3a3",), settings: tuple[tuple[str, ...], ...] = ((),)) -> list[Job]:

@@ -35,6 +35,8 @@ def test_grids_name_recipes_that_exist(grid: str) -> None:
     names = [file_name(job) for job in jobs]
     assert len(set(names)) == len(jobs), "every job has its own file"
     assert len({repr(recipe) for recipe in made.values()}) == len(made), "every cell is another recipe"
+    named = {(recipe.name, bits, settings) for (_, bits, settings), recipe in made.items()}
+    assert len(named) == len(made), "tables know recipes by their names"
     for job, name in zip(jobs, names, strict=True):
         published = record(job, {})["job"]
         assert str(FOLDER) not in repr([published[key] for key in ("model", "recipe", "weights", "eval", "also", "set")])
