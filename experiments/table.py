@@ -79,12 +79,16 @@ def named(recipe: str, settings: Sequence[str]) -> str:
     return " ".join([recipe, *dict.fromkeys(f"{path.rpartition('.')[2]}={value}" for path, _, value in pairs)])
 
 
+def settings_of(result: Result) -> tuple[str, ...]:
+    """What was set of its recipe: results that differ in it are no seeds of each other."""
+    return tuple(result.get("job", {}).get("set", []))
+
+
 def table(results: Sequence[Result], columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """Markdown, one row for each model, bits and recipe."""
     groups: dict[tuple[str, str, str, tuple[str, ...], str], list[Result]] = defaultdict(list)
     for result in results:
-        settings = tuple(result.get("job", {}).get("set", []))
-        groups[(result["model"], formats(result), result["recipe"], settings, result["effort"])].append(result)
+        groups[(result["model"], formats(result), result["recipe"], settings_of(result), result["effort"])].append(result)
     head = ["model", "bits", "recipe", "effort", "seeds", *columns]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for (model, bits, recipe, settings, effort), group in sorted(groups.items()):
@@ -99,11 +103,12 @@ def pivot(results: Sequence[Result], column: str) -> str:
     for model in sorted({result["model"] for result in results}):
         mine = [result for result in results if result["model"] == model]
         bits = list(dict.fromkeys(sorted(map(formats, mine), key=lambda b: (not b.startswith("w"), -int(b.strip("w")[0]), len(b)))))
-        mine = sorted(mine, key=lambda r: (r["recipe"], r["effort"]))
         lines = [f"{model}: {column}", "", "| recipe | effort | " + " | ".join(bits) + " |", "|" + "---|" * (len(bits) + 2)]
-        for recipe, effort in dict.fromkeys((r["recipe"], r["effort"]) for r in mine):
-            found = [[COLUMNS[column](r) for r in mine if (r["recipe"], r["effort"], formats(r)) == (recipe, effort, b)] for b in bits]
-            lines.append("| " + " | ".join([recipe, effort, *map(cell, found)]) + " |")
+        for key in sorted({(r["recipe"], settings_of(r), r["effort"]) for r in mine}):
+            recipe, settings, effort = key
+            rows = [r for r in mine if (r["recipe"], settings_of(r), r["effort"]) == key]
+            found = [[COLUMNS[column](r) for r in rows if formats(r) == b] for b in bits]
+            lines.append("| " + " | ".join([named(recipe, settings), effort, *map(cell, found)]) + " |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
 

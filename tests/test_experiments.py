@@ -204,6 +204,10 @@ def test_tables_keep_the_two_conventions_apart() -> None:
         "| genie | fast | 81.0 (2.0) | 90.0 |",
     ]
     assert tables.pivot(results, "drop that counts").splitlines()[-1] == "| genie | fast | 12.5 (5.0) | 10.0 |"
+    counted = [*results[:1], {**results[1], "job": {"set": ["synthesis.count=64"]}}]
+    assert [line[:12] for line in tables.pivot(counted, "kept").splitlines()[-2:]] == ["| genie | fa", "| genie coun"], (
+        "no seeds of each other"
+    )
     rows = [line.split(" | ")[1:5] for line in tables.table(results).splitlines()[2:]]
     assert rows == [["w3a3", "genie", "fast", "2"], ["w3a3 ends 8", "genie", "fast", "1"]]
     assert tables.named("a", ["steps.0.n=1", "steps.1.n=1", "steps.1.m=2"]) == "a n=1 m=2" and tables.named("a", []) == "a"
