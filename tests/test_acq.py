@@ -97,24 +97,25 @@ def test_large_maps_have_eight_cells_a_side() -> None:
     assert grid_of(window(24, 5)) == (8, 5)
 
 
-def test_the_centre_costs_the_log_of_its_share() -> None:
+def test_the_centre_costs_how_far_the_asked_cell_is_behind_it() -> None:
     model = window()
     pixels = spots(model, (1, 2), (1, 2), others=1.0)  # 4 of the attention there, 1 in each of 23 other cells
     loss = AttentionCentre()
-    for place, share in (((1, 2), 4 / 27), ((0, 5), 1 / 27)):
+    for place, times in (((1, 2), 1), ((0, 5), 4)):
         facts = asked(*[((place[0] + 0.5) / 4, (place[1] + 0.5) / 6)] * 2)
-        assert float(loss(seen_by(model, pixels, loss.needs, facts))) == pytest.approx(-math.log(share), rel=1e-5)
+        assert float(loss(seen_by(model, pixels, loss.needs, facts))) == pytest.approx(math.log(times), rel=1e-5)
     facts = asked((1.5 / 4, 2.5 / 6), (0.1, 0.1))
-    expected = -(math.log(4 / 27) + math.log(1 / 27)) / 2
-    assert float(loss(seen_by(model, pixels, loss.needs, facts))) == pytest.approx(expected, rel=1e-5)
+    assert float(loss(seen_by(model, pixels, loss.needs, facts))) == pytest.approx(math.log(4) / 2, rel=1e-5)
 
 
-def test_its_gradient_moves_attention_there() -> None:
+def test_its_gradient_moves_the_centre_there_and_leaves_the_rest() -> None:
     model = window()
-    pixels = torch.full((1, 1, 4, 6), 1.0).requires_grad_()
+    pixels = spots(model, (1, 2), others=1.0).requires_grad_()
     AttentionCentre()(seen_by(model, pixels, frozenset({"map"}), asked((0.1, 0.9)))).backward()
     assert pixels.grad is not None
-    assert pixels.grad[0, 0, 0, 5] < 0 and (pixels.grad.flatten()[torch.arange(24) != 5] > 0).all()
+    gradient, centre = pixels.grad.flatten(), 1 * 6 + 2
+    assert gradient[5] < 0 < gradient[centre]
+    assert (gradient[[n for n in range(24) if n not in (5, centre)]].abs() < 1e-6).all()
 
 
 @pytest.mark.parametrize(("each", "count"), [(2, 8), (2, 7), (3, 8), (1, 5), (2, 1)])

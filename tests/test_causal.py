@@ -113,22 +113,15 @@ def by_loops(seen: Pair, temperature: float, threshold: float) -> float:
     styles = range(max(style) + 1)
     whole = [c for c in range(max(content) + 1) if all((c, s) in row for s in styles)]
 
-    def told(t: int, s: int, i: int) -> list[float]:
-        mine = v[row[i, s]]
+    def told(mine: Tensor, t: int) -> list[float]:
         h = [float(u[row[j, t]] @ mine / (u[row[j, t]].norm() * mine.norm())) / temperature for j in whole]
         return [math.exp(value) / sum(map(math.exp, h)) for value in h]
 
-    worlds = [(t, s) for t in styles for s in styles if t != s]
-    total, pairs = 0.0, 0
-    for first in range(len(worlds)):
-        for second in range(first):
-            gaps = []
-            for i in whole:
-                p, q = told(*worlds[first], i), told(*worlds[second], i)
-                both = sum(a * math.log(a / b) + b * math.log(b / a) for a, b in zip(p, q, strict=True))
-                gaps.append(max(0.0, both - threshold))
-            total, pairs = total + sum(gaps) / len(gaps), pairs + 1
-    return total / pairs
+    gaps = []
+    for t, s, i in ((t, s, i) for t in styles for s in styles if t != s for i in whole):
+        p, q = told(v[row[i, s]], t), told(u[row[i, s]], t)
+        gaps.append(max(0.0, sum(b * math.log(b / a) for a, b in zip(p, q, strict=True)) - threshold))
+    return sum(gaps) / len(gaps)
 
 
 @pytest.mark.parametrize(("count", "styles"), [(8, 2), (9, 2), (11, 3), (3, 3)])
@@ -144,24 +137,27 @@ def test_the_loss_by_loops(model: Model, count: int, styles: int, threshold: flo
 
 
 def test_the_loss_in_closed_form(model: Model) -> None:
-    """Two contents, orthogonal in one style and swapped in the other: every divergence is that of (p, 1-p) from (1-p, p)."""
+    """Two contents, swapped by style 1 in the teacher alone. Seen from style 0, style 1 should tell (1-p, p) and tells (p, 1-p).
+
+    From style 1, style 0 tells of the swapped ones what it should.
+    """
     e = torch.eye(2)
     content, style = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
     teacher, student = torch.cat([e, e.flip(0)]), torch.cat([e, e])
     p = 1 / (1 + math.exp(-1 / 0.5))  # of the right one, with cosines 1 and 0
-    expected = 2 * (2 * p - 1) * math.log(p / (1 - p))
-    assert float(StyleInvariance(0.5)(pair_with(model, teacher, student, content, style))) == pytest.approx(expected, rel=1e-5)
-    barely = StyleInvariance(0.5, expected + 1e-3)
+    each = (2 * p - 1) * math.log(p / (1 - p))
+    assert float(StyleInvariance(0.5)(pair_with(model, teacher, student, content, style))) == pytest.approx(each / 2, rel=1e-5)
+    barely = StyleInvariance(0.5, each + 1e-3)
     assert float(barely(pair_with(model, teacher, student, content, style))) == 0
 
 
-def test_features_that_no_style_changes_cost_nothing(model: Model) -> None:
+def test_a_student_that_is_the_teacher_costs_nothing(model: Model) -> None:
     torch.manual_seed(0)
     content, style = torch.arange(12) // 2, torch.arange(12) % 2
-    teacher, student = (torch.randn(6, 5)[content] for _ in range(2))
+    teacher = torch.randn(12, 5)  # whatever a style does to them
     scale = 1 + style[:, None].float()
-    assert float(StyleInvariance()(pair_with(model, teacher, scale * student, content, style))) == pytest.approx(0, abs=1e-5), "nor lengths"
-    moved = student + 0.3 * torch.randn(12, 5)
+    assert float(StyleInvariance()(pair_with(model, teacher, scale * teacher, content, style))) == pytest.approx(0, abs=1e-5), "nor lengths"
+    moved = teacher + 0.3 * torch.randn(12, 5)
     assert float(StyleInvariance()(pair_with(model, teacher, moved, content, style))) > 0.01
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations, permutations
+from itertools import permutations
 from typing import ClassVar
 
 import torch
@@ -33,12 +33,12 @@ def by_style(found: Tensor, facts: Mapping[str, Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class StyleInvariance(Loss[Pair]):
-    """What the student tells of the teacher should not depend on the style (intervention KL between the two).
+    """Whatever the style, the student should tell of the teacher what the teacher tells of itself (intervention KL).
 
-    With u the teacher's features in style l (detached), v the student's in style k, and the critic h = cosine /
-    `temperature`: p_lk(j | i) = softmax over contents j of h(u_j, v_i) estimates P(teacher | student) under do(style).
-    Of any two (l, k), l != k, the divergences in both directions, added; less `threshold` (tau), zero below it; mean over
-    contents i and such pairs.
+    With u the teacher's features in style l, w in style k (both detached), v the student's in style k, and the critic
+    h = cosine / `temperature`: p(j | i) = softmax over contents j of h(u_j, v_i) estimates P(teacher | student) under
+    do(style), and q, with w in the place of v, what it should be. KL(q || p) of every content, less `threshold` (tau),
+    zero below it; mean over contents i and pairs l != k. A student that is the teacher costs nothing.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"features", "student"})
@@ -49,10 +49,13 @@ class StyleInvariance(Loss[Pair]):
         facts = seen.images.facts
         teacher = F.normalize(by_style(features(seen).detach(), facts), dim=2)  # (S, n, F)
         student = F.normalize(by_style(features(seen.student), facts), dim=2)
-        worlds = permutations(zip(teacher, student, strict=True), 2)  # do(S = l) for the teacher, do(S = k) for the student
-        told = [(v @ u.T / self.temperature).log_softmax(1) for (u, _), (_, v) in worlds]  # (n, n) each: log p_lk(j | i)
-        gaps = [divergence(p, q) + divergence(q, p) for p, q in combinations(told, 2)]
+        worlds = permutations(zip(teacher, student, strict=True), 2)  # do(S = l) for u, do(S = k) for w and v
+        gaps = [divergence(self._told(w, u), self._told(v, u)) for (u, _), (w, v) in worlds]
         return mean_of([(gap - self.threshold).clamp_min(0).mean() for gap in gaps])
+
+    def _told(self, mine: Tensor, others: Tensor) -> Tensor:
+        """log p(j | i), what the features of content i (n, F) tell of those of every content j (n, F): (n, n)."""
+        return (mine @ others.T / self.temperature).log_softmax(1)
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:

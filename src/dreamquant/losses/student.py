@@ -91,6 +91,14 @@ class ActivationMatch(Loss[Pair]):
 
 
 @dataclass(frozen=True)
+class LogitMatch(Loss[Pair]):
+    """The student's squared error of the logits in units of the teacher's variance there (ours); the teacher is detached."""
+
+    def __call__(self, seen: Pair) -> Tensor:
+        return relative_error(seen.student.logits, seen.logits.detach())
+
+
+@dataclass(frozen=True)
 class SaliencyMatch(Loss[Pair]):
     """Mean squared difference of the two networks' class activation maps (SynQ, L_CAM), at input size as in its code.
 

@@ -4,11 +4,11 @@ Correction", Pattern Recognition 2024, arXiv 2301.07266).
 GDFQ (gdfq.py), and three ideas. Paper: the generator is given a class and a position for the centre of the teacher's L2
 attention map; two images of one condition and different noise are pushed apart in the teacher's features, against mode
 collapse; classification, BatchNorm statistics and attention should be the same with the teacher in train mode, its
-recorded statistics untouched. There is no code, and no formula is in our sources; ours: cross-entropy over the cells of
-the last feature map, the cosine as the distance, which grows in while the student sits out, embeddings of positions that
-are added (multiplied, as GDFQ's of classes are, they are not followed), all weights, GDFQ's student and pace. ImageNet:
-likely a student's `lr` of 1e-5. `fast`: generator, pace and ranges as in gdfq.py; twins weigh a tenth, as classes do,
-because with more images leave the statistics, and attention a half, because with less its centre is not followed.
+recorded statistics untouched. There is no code, and no formula is in our sources; ours: how far the asked cell
+of the last feature map is behind the one with most attention, the cosine as the distance, which grows in while the
+student sits out, embeddings of positions that are added (multiplied, as GDFQ's of classes are, they are not followed),
+all weights, GDFQ's student and pace. ImageNet: likely a student's `lr` of 1e-5. `fast`: generator, pace and ranges as in
+gdfq.py; twins weigh a tenth, as classes do, because with more images leave the statistics; attention a fifth.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def acq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Re
     """ACQ: attention centred where it was asked, twins that differ, the same in train mode."""
     if effort == "fast":
         seen = _fast.SEEN
-        dream = seen + 0.5 * AttentionCentre() + 0.1 * TwinSimilarity(0.3) + SameInTrainMode(seen)
+        dream = seen + 0.2 * AttentionCentre() + 0.1 * TwinSimilarity(0.3) + SameInTrainMode(seen)
         steps = _fast.cotrain(dream, SoftLabel(20.0) + HardLabel(), Twins(), PlaceNormed(width=_fast.WIDTH, affine=True))
     else:
         seen = ClassTarget() + 0.1 * BatchNormMatch()

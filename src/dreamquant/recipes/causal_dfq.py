@@ -4,10 +4,11 @@ Paper: images have a content (the class) and a style (noise), fused by multiplic
 content is changed, and the relation of the two networks' representations should stay: similarities by a critic, the
 Kullback-Leibler divergence of what they say before and after, a weight lambda against the usual loss (GDFQ's), a
 threshold tau. No code was published, and the paper's text as we have it gives none of its constants: ours are the form of
-the losses, cosines of the features before the classifier as critic, temperature 0.1, two styles, lambda 1, tau 0, the
-teacher's features without gradient, the student alone learns from it, normalisations that know the class in large
-generators, GDFQ's schedule, the divergence to the teacher as a mean over images. `fast`: gdfq's, and a generator of the
-large form. docs/causal_dfq.md tells the causal graph.
+the losses (the student should tell of the teacher what the teacher does of itself, whatever the style), cosines of the
+features before the classifier as critic, temperature 0.1, two styles, lambda 1, tau 0, the teacher's features without
+gradient, the student alone learns from it, normalisations that know the class in large generators, GDFQ's schedule, the
+divergence to the teacher as a mean over images. `fast`: gdfq's, and a generator of the large form. docs/causal_dfq.md
+tells the causal graph.
 """
 
 from __future__ import annotations
