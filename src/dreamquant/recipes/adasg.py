@@ -7,7 +7,7 @@ each, and the band is 0.3 to 0.8. All else, what is from the code and what is ou
 from __future__ import annotations
 
 from dreamquant.losses.adaptability import AdaptabilityMargin, AgreementTarget, DisagreementEntropy, DisagreementTarget
-from dreamquant.losses.image import BatchNormDeviation, BatchNormMatch
+from dreamquant.losses.image import BatchNormMatch
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.recipe import Recipe
 from dreamquant.recipes import _fast, _paper
@@ -16,9 +16,9 @@ from dreamquant.synthesis.pixels import NoImages
 
 def adasg(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """AdaSG: generator and student play a zero-sum game on their disagreement."""
-    game = AdaptabilityMargin(0.3, 0.8) + 0.1 * DisagreementTarget() + 0.1 * AgreementTarget()
+    band, targets = AdaptabilityMargin(0.3, 0.8), 0.1 * DisagreementTarget() + 0.1 * AgreementTarget()
     if effort == "fast":
-        steps = _fast.cotrain(0.1 * game + BatchNormDeviation(), DisagreementEntropy(20.0), track=0.9)
+        steps = _fast.cotrain(0.1 * band + 0.01 * targets + _fast.SEEN, DisagreementEntropy(20.0), track=0.9)
     else:
-        steps = _paper.cotrain(game + BatchNormMatch(), DisagreementEntropy(20.0), batch=16)
+        steps = _paper.cotrain(band + targets + BatchNormMatch(), DisagreementEntropy(20.0), batch=16)
     return Recipe("adasg", NoImages(), scheme_of(bits, ends), steps)
