@@ -8,7 +8,8 @@ recorded statistics untouched. There is no code, and no formula is in our source
 of the last feature map is behind the one with most attention, the cosine as the distance, which grows in while the
 student sits out, embeddings of positions that are added (multiplied, as GDFQ's of classes are, they are not followed),
 all weights, GDFQ's student and pace. ImageNet: likely a student's `lr` of 1e-5. `fast`: generator, pace and ranges as in
-gdfq.py; twins weigh a tenth, as classes do, because with more images leave the statistics; attention a fifth.
+gdfq.py; twins weigh a tenth, as classes do, because with more images leave the statistics, and attention a half,
+because with less its centre is not followed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def acq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Re
     """ACQ: attention centred where it was asked, twins that differ, the same in train mode."""
     if effort == "fast":
         seen = _fast.SEEN
-        dream = seen + 0.2 * AttentionCentre() + 0.1 * TwinSimilarity(0.3) + SameInTrainMode(seen)
+        dream = seen + 0.5 * AttentionCentre() + 0.1 * TwinSimilarity(0.3) + SameInTrainMode(seen)
         steps = _fast.cotrain(dream, SoftLabel(20.0) + HardLabel(), Twins(), PlaceNormed(width=_fast.WIDTH, affine=True))
     else:
         seen = ClassTarget() + 0.1 * BatchNormMatch()
