@@ -9,7 +9,8 @@ from 0.4 at 3). The code as published does not start. Ours: what gdfq.py says; t
 the warm-up once an update, where the code looks twice. `fast`: as in recipes/_fast.py, with gdfq's class
 loss, and a tenth of the game, because BatchNorm in units of the network's deviations is a small number, and beside a whole
 game its statistics are not learned; of that the targets weigh a tenth of what they do in the paper, because at their full
-weight, without a class loss, they cost three points on resnet20 at W3A3 and one on our smallest network (one and three seeds).
+weight, without a class loss, they cost three points on resnet20 at W3A3 (one seed) and half a point on our smallest network
+(three).
 """
 
 from __future__ import annotations
