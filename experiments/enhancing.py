@@ -2,7 +2,7 @@
 
 Its Table 3 (the four ideas: all, each left out, each alone, none), in our `fast` setting on zoo:tiny-raw-cifar10 at W3A3.
 Its Figures 4 and 7, of the images in folders that `dreamquant quantize` wrote:
-`python experiments/enhancing.py figures.html enhancing_dfq=FOLDER qimera=FOLDER [--real DATA]`
+`python experiments/enhancing.py experiments/results/alike enhancing_dfq=FOLDER qimera=FOLDER [--real DATA]`
 """
 
 from __future__ import annotations
@@ -126,25 +126,26 @@ def of_kinds(images: Images, kinds: Sequence[int]) -> Images:
     return images[torch.cat([(images.classes == kind).nonzero()[:PAIRED, 0] for kind in kinds])]
 
 
-def figures(model: Model, sets: Mapping[str, Images], kinds: Sequence[int]) -> str:
-    """A page: for each set the similarity matrix of the first class, for each class all sets in one plane."""
+def figures(model: Model, sets: Mapping[str, Images], kinds: Sequence[int]) -> dict[str, str]:
+    """SVG by name: for each set the similarity matrix of the first class, for each class all sets in one plane."""
     sets = {name: of_kinds(images, kinds) for name, images in sets.items()}
     found = {name: seen_features(model, images.to(model.device)).cpu() for name, images in sets.items()}
-    charts = [
-        similarity_chart(f"{name}, class {kinds[0]}", similarity(found[name][part.classes == kinds[0]]).tolist())
+    charts = {
+        f"similarity-{name}": similarity_chart(f"{name}, class {kinds[0]}", similarity(found[name][part.classes == kinds[0]]).tolist())
         for name, part in sets.items()
-    ]
+    }
     for kind in kinds:
         mine = {name: found[name][images.classes == kind] for name, images in sets.items()}
         points = plane(torch.cat(list(mine.values()))).split([len(part) for part in mine.values()])
-        charts.append(plane_chart(f"class {kind}", {name: part.tolist() for name, part in zip(mine, points, strict=True)}))
-    return '<!doctype html>\n<meta charset="utf-8">\n<title>How alike dreams are</title>\n' + "\n".join(charts) + "\n"
+        groups = {name: part.tolist() for name, part in zip(mine, points, strict=True)}
+        charts[f"plane-{kind}"] = plane_chart(f"class {kind}", groups)
+    return charts
 
 
 def main() -> None:
-    """Write the page of figures."""
+    """Write the figures."""
     parser = argparse.ArgumentParser(description=figures.__doc__)
-    parser.add_argument("page", type=Path)
+    parser.add_argument("out", type=Path, help="a folder for the figures")
     parser.add_argument("sets", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--real", help="labelled images of the network's own task, for comparison")
     chosen = parser.parse_args()
@@ -156,7 +157,9 @@ def main() -> None:
     sets = {name: Images.load(folder / "images") for name, folder in folders.items()}
     if chosen.real:
         sets = {"real": real_images(model, chosen.real, kinds), **sets}
-    chosen.page.write_text(figures(model, sets, kinds))
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for name, chart in figures(model, sets, kinds).items():
+        (chosen.out / f"{name}.svg").write_text(chart)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def bars(results: list[Result], column: str) -> str:
 
 
 def sweep(results: list[Result], column: str) -> str:
-    """The column over the value of the last setting, logarithmic where the values are multiples of each other."""
+    """The column, from zero, over the value of the last setting, logarithmic where the values are multiples of each other."""
     lines: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for result in (r for r in results if r["job"]["set"]):
         path, _, value = result["job"]["set"][-1].partition("=")
@@ -69,6 +69,8 @@ def sweep(results: list[Result], column: str) -> str:
         axes.plot([x for x in xs for _ in points[x]], [y for x in xs for y in points[x]], "o", color=line.get_color(), markersize=3)
         if xs[0] > 0 and xs[-1] / xs[0] > 8:
             axes.set_xscale("log", base=2)
+        axes.set_xticks(xs, [f"{x:g}" for x in xs])
+    axes.set_ylim(bottom=0)
     axes.set_ylabel(column, fontsize=8)
     axes.legend(fontsize=7, frameon=False)
     return svg_of(figure, "sweep")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 from dreamquant.cli.bench import jobs_of, record
 
 Result = dict[str, Any]
+NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 
 
 def of_grid(results: Sequence[Result], grid: str) -> list[Result]:
@@ -84,6 +86,12 @@ def settings_of(result: Result) -> tuple[str, ...]:
     return tuple(result.get("job", {}).get("set", []))
 
 
+def in_order(settings: tuple[str, ...]) -> list[tuple[str, float, str]]:
+    """A key that sorts settings by their values, 64 before 128."""
+    pairs = [setting.partition("=") for setting in settings]
+    return [(path, float(value) if NUMBER.fullmatch(value) else 0.0, value) for path, _, value in pairs]
+
+
 def table(results: Sequence[Result], columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """Markdown, one row for each model, bits and recipe."""
     groups: dict[tuple[str, str, str, tuple[str, ...], str], list[Result]] = defaultdict(list)
@@ -91,7 +99,8 @@ def table(results: Sequence[Result], columns: Sequence[str] = tuple(COLUMNS)) ->
         groups[(result["model"], formats(result), result["recipe"], settings_of(result), result["effort"])].append(result)
     head = ["model", "bits", "recipe", "effort", "seeds", *columns]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (model, bits, recipe, settings, effort), group in sorted(groups.items()):
+    rows = sorted(groups.items(), key=lambda row: (*row[0][:3], in_order(row[0][3]), row[0][4]))
+    for (model, bits, recipe, settings, effort), group in rows:
         cells = [cell([COLUMNS[column](result) for result in group]) for column in columns]
         lines.append("| " + " | ".join([model, bits, named(recipe, settings), effort, str(len(group)), *cells]) + " |")
     return "\n".join(lines)
@@ -104,7 +113,7 @@ def pivot(results: Sequence[Result], column: str) -> str:
         mine = [result for result in results if result["model"] == model]
         bits = list(dict.fromkeys(sorted(map(formats, mine), key=lambda b: (not b.startswith("w"), -int(b.strip("w")[0]), len(b)))))
         lines = [f"{model}: {column}", "", "| recipe | effort | " + " | ".join(bits) + " |", "|" + "---|" * (len(bits) + 2)]
-        for key in sorted({(r["recipe"], settings_of(r), r["effort"]) for r in mine}):
+        for key in sorted({(r["recipe"], settings_of(r), r["effort"]) for r in mine}, key=lambda k: (k[0], in_order(k[1]), k[2])):
             recipe, settings, effort = key
             rows = [r for r in mine if (r["recipe"], settings_of(r), r["effort"]) == key]
             found = [[COLUMNS[column](r) for r in rows if formats(r) == b] for b in bits]

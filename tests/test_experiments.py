@@ -92,8 +92,9 @@ def test_figures_of_sets_of_images(tiny_net: nn.Module) -> None:
     module = load_file(FOLDER / "enhancing.py")
     model = Model.from_module(tiny_net, (3, 16, 16), (0.5,) * 3, (0.25,) * 3)
     sets = {name: Images(torch.randn(40, 3, 16, 16), torch.arange(40) % 10) for name in ("mine", "other's")}
-    page = module.figures(model, sets, [0, 1, 2])
-    assert page.count("<svg") == 2 + 3 and "other's, class 0" in page
+    charts = module.figures(model, sets, [0, 1, 2])
+    assert list(charts) == ["similarity-mine", "similarity-other's", "plane-0", "plane-1", "plane-2"]
+    assert all(chart.startswith("<svg") for chart in charts.values()) and "other's, class 0" in charts["similarity-other's"]
 
 
 def test_noise_is_of_the_strength_that_it_says() -> None:
@@ -177,6 +178,13 @@ def test_results_become_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[s
     np.savez(tmp_path / "real.npz", x=np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3), np.uint8), y=np.zeros(6, int))
     shown = plots.spectra([f"dreamed={dreamed}", f"real={tmp_path / 'real.npz'}"])
     assert all(f">{name}<" in shown for name in ("dreamed", "real", "1/f"))
+
+
+def test_rows_are_in_the_order_of_what_was_set() -> None:
+    tables = load_file(FOLDER / "table.py")
+    rising = [(), ("a.share=0.125",), ("a.share=0.25",), ("a.share=0.5",), ("count=64",), ("count=128",), ("mode=deep",), ("mode=flat",)]
+    mixed = [rising[n] for n in (7, 2, 5, 0, 3, 6, 1, 4)]
+    assert sorted(mixed, key=tables.in_order) == rising
 
 
 def test_one_grid_leaves_out_what_is_not_of_it() -> None:
