@@ -58,12 +58,13 @@ class Reconstruct:
     where `weight_steps` is given, and the steps of activations. A share `drop` of the elements of the piece's input and
     of its quantized activations comes from the float network, drawn anew for every update (QDrop).
 
-    Of 20,000 iterations each, AdaRound: `pieces=Layers(), drop=0.0, anneal=Anneal(0.01), activation_steps=None`; BRECQ:
-    the same with blocks, then `Reconstruct(5000, drop=0.0, rounding=None, activation_steps=Adam(4e-4, schedule=Cosine()))`;
-    QDrop: `anneal=Anneal(0.01)`; GENIE-M: `weight_steps=Adam(1e-4, schedule=Cosine())`.
+    AdaRound: `pieces=Layers(), drop=0.0, anneal=Anneal(0.01), activation_steps=None`; BRECQ: the same with blocks, then
+    `Reconstruct(5000, drop=0.0, rounding=None, activation_steps=Adam(4e-4, schedule=Cosine()))`; QDrop: `anneal=Anneal(0.01)`;
+    GENIE-M: `weight_steps=Adam(1e-4, schedule=Cosine())`. The rates are those of 20,000 iterations; raise them as these get
+    fewer, because a rounding that cannot reach its end is decided by the regulariser alone.
     """
 
-    iterations: int = 500
+    iterations: int = 20_000
     batch: int = 32
     drop: float = 0.5
     error: UnitError = SquaredError()
