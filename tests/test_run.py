@@ -16,7 +16,8 @@ from dreamquant.run import Loop
 from dreamquant.synthesis.pixels import OptimizePixels, balanced
 from faults import Killed, killing_after
 
-SMALL = {"synthesis.count": "20", "synthesis.batch": "8", "synthesis.iterations": "3", "steps.FineTune.iterations": "4"}
+SMALL = ("synthesis.count=20", "synthesis.batch=8", "synthesis.iterations=3")
+STEPS = {"FineTune": 4, "Reconstruct": 1}
 
 
 @pytest.fixture
@@ -26,9 +27,9 @@ def model(tiny_net: nn.Module) -> Model:
 
 def small(name: str, bits: str = "w3a3") -> Recipe:
     recipe = recipes.find(name)(bits=bits)
-    for key, value in SMALL.items():
-        if key.split(".")[0] != "steps" or any(type(s).__name__ == "FineTune" for s in recipe.steps):
-            recipe = changed(recipe, f"{key}={value}") if hasattr(recipe.synthesis, "iterations") else recipe
+    learning = [name for step in recipe.steps if (name := type(step).__name__) in STEPS]
+    for setting in (*SMALL, *(f"steps.{name}.iterations={STEPS[name]}" for name in learning)):
+        recipe = changed(recipe, setting)
     return recipe
 
 
