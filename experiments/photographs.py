@@ -1,6 +1,6 @@
 """What photographs give in place of dreams: `dreamquant bench experiments/photographs.py --out experiments/results/photographs`.
 
-The student of `dream` and the blocks of `genie` learn from real images, of the very data that the result is measured on:
+The blocks of `dream` and of `genie` learn from real images, of the very data that the result is measured on:
 the difference is what better dreams could still win. The grid is of our `fast` setting on third-party resnet20 at W3A3.
 """
 

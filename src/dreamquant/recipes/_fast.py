@@ -1,4 +1,5 @@
-"""What the `fast` efforts share, alike for all, so that what differs is the method: images, ranges, and a student's pace.
+"""What the `fast` efforts share, alike for all, so that what differs is the method: images, ranges, and the pace of
+students and of blocks that are rebuilt.
 
 Ours, from our own measurements: BatchNorm statistics in units of the network's deviations, pixels of [0, 1], ranges that
 minimise the error, learned steps, Adam with cosine decay, images shown at other contrasts and brightnesses too.
