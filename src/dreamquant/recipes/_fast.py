@@ -36,6 +36,7 @@ IMAGES = OptimizePixels(
     iterations=150,
     transforms=(Flip(), Shift(2)),
 )
+FEWER_IMAGES = replace(IMAGES, count=256)  # blocks that are rebuilt learn as much from half as many
 CALIBRATE = Calibrate(LpSearch(), count=256)
 AUGMENT = (Flip(), Shift(3), Contrast(0.4))  # few dreams are soon known by heart; at other contrasts they are more
 

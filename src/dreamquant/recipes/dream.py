@@ -22,7 +22,7 @@ from dreamquant.synthesis.pixels import Frequencies
 
 def dream(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """Our own recipe, the default: finished images, and blocks rebuilt one by one with learned rounding and steps."""
-    images = replace(_fast.IMAGES, space=Frequencies(), optimizer=Adam(0.1, (0.5, 0.9), Cosine()), iterations=120)
+    images = replace(_fast.FEWER_IMAGES, space=Frequencies(), optimizer=Adam(0.1, (0.5, 0.9), Cosine()), iterations=120)
     recipe = Recipe("dream", images, scheme_of(bits, ends), _fast.REBUILT)
     if effort == "fast":
         return recipe
