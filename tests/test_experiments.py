@@ -145,7 +145,7 @@ def test_photographs_take_the_place_of_dreams(monkeypatch: pytest.MonkeyPatch, t
     x, y = np.random.default_rng(0).integers(0, 255, (30, 32, 32, 3), np.uint8), np.repeat(np.arange(10), 3)
     np.savez(tmp_path / "data.npz", x=x, y=y)
     monkeypatch.setattr(module.METHODS, "ROOT", tmp_path)
-    job = Job("zoo:tiny-raw-cifar10", "genie", "w3a3", eval=str(tmp_path / "data.npz"))
+    job = Job("zoo:tiny-raw-cifar10", "dream", "w3a3", eval=str(tmp_path / "data.npz"))
     with monkeypatch.context() as small:
         small.setattr(module.METHODS, "third_party_job", lambda *_: job)
         found, model = Images.load(module.photographs(10)), job.load()
@@ -154,8 +154,8 @@ def test_photographs_take_the_place_of_dreams(monkeypatch: pytest.MonkeyPatch, t
     assert torch.allclose(model.pixels(found.pixels), wanted, atol=1e-5)
     monkeypatch.setattr(module, "photographs", str)
     jobs = module.grid()
-    assert {(job.recipe, job.ends) for job in jobs} == {("dream", None), ("dream", 8), ("genie", 8)}
-    assert len({file_name(job) for job in jobs}) == len(jobs) == 18
+    assert {(job.recipe, job.ends) for job in jobs} == {("dream", None), ("dream", 8)}
+    assert len({file_name(job) for job in jobs}) == len(jobs) == 12
 
 
 def test_results_become_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
