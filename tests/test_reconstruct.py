@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from dreamquant.quant.ranges import LpSearch, to_grid
 from dreamquant.quant.rounding import Dropping, SoftRounding, drawn
 from dreamquant.quant.scheme import Int, scheme_of
 from dreamquant.quant.student import Student, convert
+from dreamquant.recipes import find
 from dreamquant.run import Loop
 from dreamquant.steps.calibrate import Calibrate, SetWeightRanges
 from dreamquant.steps.finetune import FineTune
@@ -334,3 +336,31 @@ def test_steps_alone_are_learned_where_rounding_is_not(model: Model) -> None:
     changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
     live = {f"q.{name}.scale" for name, q in student.activation_quantizers().items() if q.live}
     assert changed == live
+
+
+def test_rates_of_steps_are_halved_for_every_bit_above_the_grain(model: Model) -> None:
+    moved: dict[int | None, dict[str, float]] = {}
+    for grain in (None, 4, 8):
+        student = ready(model, "w6a6")
+        before = {name: float(q.scale) for name, q in student.activation_quantizers().items() if q.live}
+        once = Reconstruct(1, 8, rounding=None, activation_steps=Adam(1e-5), grain=grain)  # Adam's first update is its rate
+        once(student, model, images(model), Run())
+        after = student.activation_quantizers()
+        moved[grain] = {name: abs(float(after[name].scale) - scale) for name, scale in before.items()}
+    reached = [name for name, by in moved[None].items() if by]
+    assert reached and all(moved[4][name] == pytest.approx(moved[None][name] / 4, rel=0.05) for name in reached)
+    assert moved[8] == moved[None], "steps of fewer bits keep the rate"
+
+
+def test_eight_bits_are_not_lost_at_the_rates_of_few(model: Model) -> None:
+    dreamed = images(model, 32)
+    rebuild = find("dream")("w8a8").steps[-1]
+    assert isinstance(rebuild, Reconstruct)
+
+    def error(how: Reconstruct) -> float:
+        student = ready(model, "w8a8")
+        replace(how, iterations=60)(student, model, dreamed, Run())
+        return float(F.mse_loss(student.net(dreamed.pixels), model.net(dreamed.pixels)))
+
+    lost, kept = error(replace(rebuild, grain=None)), error(rebuild)
+    assert 10 * kept < lost

@@ -93,6 +93,24 @@ class Adam:
         return torch.optim.Adam(parameters, self.lr, self.betas)
 
 
+@dataclass(frozen=True)
+class Slower:
+    """The same optimizer at a `share` of its rate."""
+
+    part: Optimizer
+    share: float
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.part.schedule
+
+    def on(self, parameters: Parameters, codes: Codes = NO_CODES) -> torch.optim.Optimizer:
+        optimizer = self.part.on(parameters, codes)
+        for group in optimizer.param_groups:
+            group["lr"] *= self.share
+        return optimizer
+
+
 def pace(optimizer: torch.optim.Optimizer, part: Optimizer, done: float) -> None:
     """Set the rate of every group: its own `initial_lr` times the schedule's factor."""
     factor = part.schedule(done)

@@ -54,6 +54,7 @@ REBUILT = (
         rounding=Adam(4e-2),
         weight_steps=Adam(4e-3, schedule=Cosine()),
         activation_steps=Adam(1.6e-3, schedule=Cosine()),
+        grain=4,  # at these rates steps of 8 bits are lost
     ),
 )
 
