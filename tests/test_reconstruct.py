@@ -17,10 +17,9 @@ from dreamquant.losses.student import SoftLabel
 from dreamquant.losses.unit import RelativeError, SquaredError, squared_error
 from dreamquant.optimizers import Adam, Cosine
 from dreamquant.quant.freeze import freeze
-from dreamquant.quant.quantizer import LearnedStep, LearnSteps, Quantizer, acting
-from dreamquant.quant.ranges import LpSearch, to_grid
-from dreamquant.quant.rounding import Dropping, SoftRounding, drawn
-from dreamquant.quant.scheme import Int, scheme_of
+from dreamquant.quant.quantizer import LearnSteps
+from dreamquant.quant.ranges import LpSearch
+from dreamquant.quant.scheme import scheme_of
 from dreamquant.quant.student import Student, convert
 from dreamquant.recipes import find
 from dreamquant.run import Loop
@@ -55,13 +54,6 @@ def ready(model: Model, bits: str = "w3a3") -> Student:
     return student
 
 
-def fixed(weight: Tensor, form: Int) -> Quantizer:
-    shape = (len(weight),) + (1,) * (weight.ndim - 1) if form.per == "channel" else ()
-    quantizer = Quantizer(form, shape)
-    quantizer.fix(*to_grid(*LpSearch()(weight, form), form))
-    return quantizer
-
-
 def on_their_grids(student: Student) -> bool:
     return all(torch.equal(layer.quantizer(layer.weight), layer.weight) for layer in student.layers().values())
 
@@ -77,44 +69,6 @@ def test_steps_stay_positive_at_any_rate(step: FineTune | Reconstruct, model: Mo
     freeze(student, {})
 
 
-@pytest.mark.parametrize("form", [Int(2, "channel"), Int(4, "tensor", symmetric=True), Int(8, "channel")])
-def test_soft_rounding_starts_at_the_weight_and_hardens_to_a_neighbour(form: Int) -> None:
-    torch.manual_seed(0)
-    weight = torch.randn(6, 4, 3, 3)
-    q = fixed(weight, form)
-    rule = SoftRounding(q, weight)
-    clipped = weight.clamp((form.low - q.zero) * q.scale, (form.high - q.zero) * q.scale)
-    with acting({q: rule}):
-        assert torch.allclose(q(weight), clipped, atol=1e-5)
-    hard = rule.hard(q)
-    assert torch.equal(hard, q(weight)), "before anything is learned, the nearer neighbour is the nearest code"
-    with torch.no_grad():
-        rule.logit.neg_()
-    hard = rule.hard(q)
-    assert ((hard - clipped).abs() <= q.scale * 1.0001).all()
-    assert torch.equal(q(hard), hard), "on the grid to the bit"
-    codes = hard / q.scale + q.zero
-    assert torch.allclose(codes, codes.round(), atol=1e-3) and torch.equal(codes.round(), q.codes(hard))
-
-
-@pytest.mark.parametrize("per", ["tensor", "channel"])
-def test_gradients_of_soft_rounding_are_finite_differences(per: str) -> None:
-    torch.manual_seed(1)
-    weight = torch.randn(3, 5).double()
-    q = fixed(weight, Int(3, "channel" if per == "channel" else "tensor")).double()
-    q.scale.requires_grad_()
-    rule = SoftRounding(q, weight)
-
-    def made(logit: Tensor, scale: Tensor) -> Tensor:
-        return torch.func.functional_call(rule, {"logit": logit}, (_With(q, scale), weight))
-
-    class _With:  # a quantizer with another step: the floor stays what it was
-        def __init__(self, q: Quantizer, scale: Tensor) -> None:
-            self.format, self.zero, self.scale = q.format, q.zero, scale
-
-    assert torch.autograd.gradcheck(made, (rule.logit, q.scale), eps=1e-7, atol=1e-5)
-
-
 def test_the_regulariser_is_zero_at_the_ends_and_waits() -> None:
     anneal = Anneal(0.5, start=20, end=2, warm_up=0.2)
     half, ends = torch.full((4,), 0.5), torch.tensor([0.0, 1.0])
@@ -125,44 +79,6 @@ def test_the_regulariser_is_zero_at_the_ends_and_waits() -> None:
     assert anneal([torch.tensor([0.75])], 1.0) == pytest.approx(0.5 * (1 - 0.5**2))
     h = torch.rand(5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda h: anneal([h], 0.7), (h,))
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_elements_are_dropped_with_their_probability(share: float, layout: torch.memory_format) -> None:
-    torch.manual_seed(0)
-    x = torch.rand(8, 5, 30, 31).contiguous(memory_format=layout)
-    mask = drawn(x, share)
-    assert mask.stride() == x.stride() and ((mask == 0) | (mask == 1)).all()
-    deviation = (share * (1 - share) / x.numel()) ** 0.5
-    assert mask.mean().item() == pytest.approx(share, abs=4 * deviation + 1e-9)
-    assert share in (0, 1) or not torch.equal(mask, drawn(x, share))
-    assert share in (0, 1) or abs(torch.corrcoef(torch.stack([mask[..., 1:].flatten(), mask[..., :-1].flatten()]))[0, 1]) < 0.02
-
-
-def test_dropped_elements_pass_and_the_rest_is_quantized_with_gradients_of_lsq() -> None:
-    x = torch.randn(4, 3, 7, 7)
-    q = fixed(x * 0.7, Int(3))
-    q.scale.requires_grad_()
-    weights = torch.randn_like(x)
-    with acting({q: LearnedStep()}):
-        full = q(x).detach()
-    leaf = x.clone().requires_grad_()
-    with acting({q: Dropping(0.5)}):
-        torch.manual_seed(5)
-        y = q(leaf)
-        (y * weights).sum().backward()
-    torch.manual_seed(5)
-    dropped = drawn(x, 0.5)
-    assert torch.equal(y, torch.where(dropped == 1, x, full)) and 0.3 < dropped.mean() < 0.7
-    by_hand_x, scale = x.clone().requires_grad_(), q.scale.detach().clone().requires_grad_()
-    v = (by_hand_x / scale).clamp(q.format.low - q.zero, q.format.high - q.zero)
-    straight = (v + (v.round() - v).detach()) * scale
-    (torch.where(dropped == 1, by_hand_x, straight) * weights).sum().backward()
-    factor = (x.numel() * q.format.high) ** -0.5
-    assert q.scale.grad is not None and scale.grad is not None
-    assert torch.allclose(leaf.grad, by_hand_x.grad, atol=1e-5)  # type: ignore[arg-type]
-    assert q.scale.grad.item() == pytest.approx(scale.grad.item() * factor, rel=1e-3)
 
 
 def test_unit_errors_by_hand() -> None:
