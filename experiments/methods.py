@@ -122,6 +122,11 @@ def rebuilt() -> list[Job]:
     ]
 
 
+def halves() -> list[Job]:
+    """What low bits of weights and of activations cost each: one of the two at 3 bits, the other at more."""
+    return [third_party_job("genie", bits, 0, ends=8) for bits in ("w3a8", "w3a4", "w4a3", "w8a3")]
+
+
 def generators_third_party() -> list[Job]:
     """Every method that trains a generator, on the third-party network."""
     return [third_party_job(method, bits, seed) for seed in SEEDS for bits in BITS for method in GENERATORS]

@@ -1,8 +1,10 @@
 """The table of a folder of results, as Markdown: `python experiments/table.py experiments/results/methods`.
 
-Mean over seeds, and the spread (largest less smallest) where there are several. Nothing in it is typed by hand. With
+Mean over seeds, and the spread (largest less smallest) where there are several; of seconds the least, because machines and
+what else they did differed from day to day. Nothing in it is typed by hand. With
 `--pivot COLUMN ...` (after the folders) a table for each model and column: recipes down, bits across, that column in the
 cells. `--columns` chooses those of the plain table; `--grid FILE.py:function` leaves out what is not of that grid.
+`--compare MODEL,BITS,COLUMN[,MODIFIER] ...` makes one table of several models: recipes down, what is named across.
 "drop that counts" is the drop on the further data where a job had some: that of a third-party network on test.tar
 flatters it.
 """
@@ -56,11 +58,13 @@ COLUMNS: dict[str, Callable[[Result], float | None]] = {
 }
 
 
-def cell(values: Sequence[float | None]) -> str:
-    """Mean, and the spread in brackets."""
-    known = [value for value in values if value is not None]
+def cell(column: str, results: Sequence[Result]) -> str:
+    """Mean, and the spread in brackets; of seconds the least."""
+    known = [value for result in results if (value := COLUMNS[column](result)) is not None]
     if not known:
         return ""
+    if column.startswith("seconds"):
+        return f"{min(known):.1f}"
     spread = f" ({max(known) - min(known):.1f})" if len(known) > 1 else ""
     return f"{statistics.mean(known):.1f}{spread}"
 
@@ -101,7 +105,7 @@ def table(results: Sequence[Result], columns: Sequence[str] = tuple(COLUMNS)) ->
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     rows = sorted(groups.items(), key=lambda row: (*row[0][:3], in_order(row[0][3]), row[0][4]))
     for (model, bits, recipe, settings, effort), group in rows:
-        cells = [cell([COLUMNS[column](result) for result in group]) for column in columns]
+        cells = [cell(column, group) for column in columns]
         lines.append("| " + " | ".join([model, bits, named(recipe, settings), effort, str(len(group)), *cells]) + " |")
     return "\n".join(lines)
 
@@ -116,10 +120,40 @@ def pivot(results: Sequence[Result], column: str) -> str:
         for key in sorted({(r["recipe"], settings_of(r), r["effort"]) for r in mine}, key=lambda k: (k[0], in_order(k[1]), k[2])):
             recipe, settings, effort = key
             rows = [r for r in mine if (r["recipe"], settings_of(r), r["effort"]) == key]
-            found = [[COLUMNS[column](r) for r in rows if formats(r) == b] for b in bits]
-            lines.append("| " + " | ".join([named(recipe, settings), effort, *map(cell, found)]) + " |")
+            cells = [cell(column, [r for r in rows if formats(r) == b]) for b in bits]
+            lines.append("| " + " | ".join([named(recipe, settings), effort, *cells]) + " |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
+
+
+Shown = tuple[str, str, str, str]  # a model, bits, a column, and a modifier of the recipe or ""
+
+
+def shown(words: str) -> Shown:
+    """What MODEL,BITS,COLUMN[,MODIFIER] names; ValueError where there is no such column."""
+    model, bits, column, modifier = (words if words.count(",") == 3 else words + ",").split(",")
+    if column not in COLUMNS:
+        raise ValueError(f"no column {column!r}; choose from {', '.join(COLUMNS)}")
+    return model, bits, column, modifier
+
+
+def compared(results: Sequence[Result], across: Sequence[Shown]) -> str:
+    """Markdown, one table: recipes at effort `fast` down, those first that keep most in the first of what is shown across."""
+    plain = [r for r in results if r["effort"] == "fast" and r["ends"] is None and not settings_of(r)]
+
+    def found(recipe: str, model: str, bits: str, modifier: str) -> list[Result]:
+        name = f"{modifier}:{recipe}" if modifier else recipe
+        return [r for r in plain if (r["recipe"], r["model"], r["bits"]) == (name, model, bits)]
+
+    def kept(recipe: str) -> float:
+        return statistics.mean([r["kept"] for r in found(recipe, *across[0][:2], across[0][3])] or [0.0])
+
+    heads = [f"{model.split(':')[-1]} {bits}: {column}" + f" with {modifier}" * bool(modifier) for model, bits, column, modifier in across]
+    lines = ["| recipe | " + " | ".join(heads) + " |", "|" + "---|" * (len(across) + 1)]
+    for recipe in sorted({r["recipe"] for r in plain if ":" not in r["recipe"]}, key=lambda recipe: (-kept(recipe), recipe)):
+        cells = [cell(column, found(recipe, model, bits, modifier)) for model, bits, column, modifier in across]
+        lines.append(f"| `{recipe}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -128,13 +162,17 @@ def main() -> None:
     parser.add_argument("--pivot", nargs="+", choices=list(COLUMNS))
     parser.add_argument("--columns", nargs="+", choices=list(COLUMNS), default=list(COLUMNS))
     parser.add_argument("--grid", help="FILE.py:function")
+    parser.add_argument("--compare", nargs="+", type=shown, metavar="MODEL,BITS,COLUMN[,MODIFIER]")
     args = parser.parse_args()
     files = sorted(path for folder in args.folders for path in folder.glob("*.json"))
     if not files:
         raise SystemExit("no results there; give folders that `dreamquant bench` wrote")
     results = [json.loads(path.read_text()) for path in files]
     results = of_grid(results, args.grid) if args.grid else results
-    print("\n\n".join(pivot(results, column) for column in args.pivot) if args.pivot else table(results, args.columns))
+    if args.compare:
+        print(compared(results, args.compare))
+    else:
+        print("\n\n".join(pivot(results, column) for column in args.pivot) if args.pivot else table(results, args.columns))
 
 
 if __name__ == "__main__":

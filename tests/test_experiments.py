@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from dreamquant.synthesis.transforms import LowPass
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
 METHODS = ("third_party", "matched", "edge", "pixels_third_party", "pixels_matched", "plugged", "rebuilt", "pixels_tiny", "generators_tiny")
-GRIDS = [f"methods.py:{name}" for name in (*METHODS, "generators_third_party", "generators_matched")]
+GRIDS = [f"methods.py:{name}" for name in (*METHODS, "generators_third_party", "generators_matched", "halves")]
 GRIDS += ["enhancing.py:ideas", "noise.py"]
 GRIDS += [f"ablations.py:{name}" for name in ("ideas", "maps", "thresholds", "cutoffs", "counts")]
 GRIDS += [f"causal.py:{name}" for name in ("decoupling", "alignment", "weights", "thresholds")]
@@ -200,7 +201,7 @@ def test_tables_keep_the_two_conventions_apart() -> None:
 
     def result(kept: float, ends: int | None, seed: int, also: float = 0.0) -> dict[str, object]:
         scores = {"fp": {"top1": 0.9}, "quantized": {"top1": 0.8}, "agreement": 0.7, "kept": kept, "deployed": None}
-        seconds = {"synthesis": 1.0, "quantize": 2.0, "total": 3.0}
+        seconds = {"synthesis": 1.0, "quantize": 2.0, "total": 3.0 + seed}
         further = {"b": {**scores, "fp": {"top1": 0.9 + also}}} if also else {}
         rest = {"ends": ends, "effort": "fast", "seed": seed, "seconds": seconds, "also": further}
         return {"model": "net", "recipe": "genie", "bits": "w3a3", **scores, **rest}
@@ -221,4 +222,31 @@ def test_tables_keep_the_two_conventions_apart() -> None:
     assert tables.named("a", ["steps.0.n=1", "steps.1.n=1", "steps.1.m=2"]) == "a n=1 m=2" and tables.named("a", []) == "a"
     head, _, row, _ = tables.table(results, ("kept", "seconds")).splitlines()
     assert head == "| model | bits | recipe | effort | seeds | kept | seconds |"
-    assert row.endswith("| 2 | 81.0 (2.0) | 3.0 (0.0) |")
+    assert row.endswith("| 2 | 81.0 (2.0) | 3.0 |"), "of seconds the least"
+
+
+def read(name: str) -> list[dict[str, object]]:
+    return [json.loads(file.read_text()) for file in sorted((FOLDER / "results" / name).glob("*.json"))]
+
+
+@pytest.mark.parametrize("name", ["methods", "ablations", "noise", "enhancing", "causal", "photographs"])
+def test_pages_say_what_their_files_say(name: str) -> None:
+    tables, page = load_file(FOLDER / "table.py"), (FOLDER / "results" / f"{name}.md").read_text().splitlines()
+    columns = {tuple(line.strip("| ").split(" | ")[5:]) for line in page if line.startswith("| model |")}
+    written = {line for shown in columns for line in tables.table(read(name), shown).splitlines()[2:]}
+    told = {line for line in page if line.startswith(("| zoo:", "| networks.py:"))}
+    assert told and told <= written
+
+
+def test_the_readme_compares_as_its_command_does() -> None:
+    tables, readme = load_file(FOLDER / "table.py"), (FOLDER.parent / "README.md").read_text()
+    _, between, after = readme.split("<!-- compared -->")
+    command = re.search(r"table.py experiments/results/methods --compare ([^`]*)`", after)
+    assert command and between.strip() == tables.compared(read("methods"), [tables.shown(words) for words in command[1].split()])
+
+
+def test_a_comparison_names_a_column_that_exists() -> None:
+    tables = load_file(FOLDER / "table.py")
+    assert tables.shown("net,w3a3,kept") == ("net", "w3a3", "kept", "") and tables.shown("net,w3a3,drop,synq_on")[3] == "synq_on"
+    with pytest.raises(ValueError, match="no column 'lost'; choose from float"):
+        tables.shown("net,w3a3,lost")

@@ -94,20 +94,23 @@ class Adam:
 
 
 @dataclass(frozen=True)
-class Slower:
-    """The same optimizer at a `share` of its rate."""
+class Relative:
+    """The same optimizer, with the rate for each tensor in units of that tensor's mean absolute value when it begins (ours).
+
+    For steps of grids: they halve with every bit, and a rate that moves one of 3 bits loses one of 8.
+    """
 
     part: Optimizer
-    share: float
 
     @property
     def schedule(self) -> Schedule:
         return self.part.schedule
 
     def on(self, parameters: Parameters, codes: Codes = NO_CODES) -> torch.optim.Optimizer:
-        optimizer = self.part.on(parameters, codes)
+        groups: list[dict[str, Any]] = [{"params": [entry]} if isinstance(entry, Tensor) else entry for entry in parameters]
+        optimizer = self.part.on([{**group, "params": [tensor]} for group in groups for tensor in group["params"]], codes)
         for group in optimizer.param_groups:
-            group["lr"] *= self.share
+            group["lr"] *= float(group["params"][0].detach().abs().mean())
         return optimizer
 
 

@@ -14,7 +14,7 @@ from dreamquant.dream import Dream
 from dreamquant.learn import Learn
 from dreamquant.losses.algebra import Loss
 from dreamquant.losses.image import BatchNormDeviation, ClassTarget
-from dreamquant.optimizers import Adam, Cosine
+from dreamquant.optimizers import Adam, Cosine, Relative
 from dreamquant.quant.quantizer import Acting, LearnSteps
 from dreamquant.quant.ranges import LpSearch
 from dreamquant.recipe import Step
@@ -48,13 +48,12 @@ PIXELS = (0.5, 0.25)
 REBUILT = (
     CALIBRATE,
     SetWeightRanges(LpSearch(candidates=100, least=0.01)),
-    Reconstruct(  # GENIE-M's 20,000 updates of 32 images in a fortieth and half, at forty times its rates
+    Reconstruct(  # GENIE-M's 20,000 updates of 32 images in a fortieth and half
         iterations=500,
         batch=16,
-        rounding=Adam(4e-2),
-        weight_steps=Adam(4e-3, schedule=Cosine()),
-        activation_steps=Adam(1.6e-3, schedule=Cosine()),
-        grain=4,  # at these rates steps of 8 bits are lost
+        rounding=Adam(0.12),  # at a third of it 2 bits lose a point more, 3 and 4 bits nothing
+        weight_steps=Relative(Adam(0.09, schedule=Cosine())),  # absolute rates that fit 4 bits lose 8, and learn 2 too slowly
+        activation_steps=Relative(Adam(3e-3, schedule=Cosine())),
     ),
 )
 

@@ -7,8 +7,8 @@ From the code: which optimizer has which rate (its argument names are swapped).
 Ours: the latents' rate falls at fixed shares of the loop, not on plateaus; zero points of activations may differ from 0
 (one grid serves inputs of any sign); ranges are found on the float network before the first block, not block by block;
 images are what the last update left. BatchNorm is kept, as in the code. Published numbers have ends of 8 bits.
-`fast`: images and ranges as in all our fast recipes, half as many images; 500 updates on batches of 16 at forty times the rates,
-those of steps falling where grids have more than 4 bits.
+`fast`: images and ranges as in all our fast recipes, half as many images; 500 updates on batches of 16, a hundred and twenty
+times the rate of the roundings, and rates of steps in units of each step.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from dreamquant import graph
 from dreamquant.images import Images
 from dreamquant.losses.unit import SquaredError, UnitError
 from dreamquant.model import Model
-from dreamquant.optimizers import Adam, Cosine, Optimizer, Slower, pace
+from dreamquant.optimizers import Adam, Cosine, Optimizer, pace
 from dreamquant.quant.quantizer import Floor, Quantizer, acting
 from dreamquant.quant.rounding import Dropping, SoftRounding, drawn
 from dreamquant.quant.student import QuantConv2d, QuantLayer, QuantLinear, Student
@@ -62,9 +62,6 @@ class Reconstruct:
     `Reconstruct(5000, drop=0.0, rounding=None, activation_steps=Adam(4e-4, schedule=Cosine()))`; QDrop: `anneal=Anneal(0.01)`;
     GENIE-M: `weight_steps=Adam(1e-4, schedule=Cosine())`. The rates are those of 20,000 iterations; raise them as these get
     fewer, because a rounding that cannot reach its end is decided by the regulariser alone.
-
-    `grain`: the bits up to which the rates of steps hold; above, where steps are small, they are halved for every bit more
-    (ours). None: the same for all bits, as published.
     """
 
     iterations: int = 20_000
@@ -78,7 +75,6 @@ class Reconstruct:
     pieces: Pieces = Blocks()
     transforms: tuple[Transform, ...] = ()
     views: int = 1
-    grain: int | None = None
 
     def __call__(self, student: Student, teacher: Model, images: Images, run: Run) -> None:
         if not len(images):
@@ -111,14 +107,6 @@ def layers_of(part: fx.GraphModule) -> list[QuantLayer]:
     return [module for module in modules if isinstance(module, QuantConv2d | QuantLinear)]
 
 
-def _by_bits(part: Optimizer | None, grids: list[Quantizer], grain: int | None) -> list[tuple[Optimizer | None, list[Tensor]]]:
-    """The steps of these grids, those of a number of bits together, with what optimizes them."""
-    if part is None or grain is None:
-        return [(part, [q.scale for q in grids])]
-    shares = {bits: 2.0 ** min(0, grain - bits) for bits in sorted({q.format.bits for q in grids})}
-    return [(Slower(part, share), [q.scale for q in grids if q.format.bits == bits]) for bits, share in shares.items()]
-
-
 class Rebuilding:
     """One piece of the student at work: `layers` are those whose rounding is learned here."""
 
@@ -131,8 +119,8 @@ class Rebuilding:
         self.activations = [q for q in called if isinstance(q, Quantizer) and q.live]
         groups: list[tuple[Optimizer | None, list[Tensor]]] = [
             (how.rounding, [rule.logit for rule in self.soft.values()]),
-            *_by_bits(how.weight_steps, list(self.soft), how.grain),
-            *_by_bits(how.activation_steps, self.activations, how.grain),
+            (how.weight_steps, [q.scale for q in self.soft]),
+            (how.activation_steps, [q.scale for q in self.activations]),
         ]
         self.groups = [(part, learned) for part, learned in groups if part and learned]
         self.learned = [p for _, learned in self.groups for p in learned]
