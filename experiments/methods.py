@@ -124,7 +124,7 @@ def rebuilt() -> list[Job]:
 
 def halves() -> list[Job]:
     """What low bits of weights and of activations cost each: one of the two at 3 bits, the other at more."""
-    return [third_party_job("genie", bits, 0, ends=8) for bits in ("w3a8", "w3a4", "w4a3", "w8a3")]
+    return [third_party_job("genie", bits, 0, ends=8) for bits in ("w3a8", "w8a3")]
 
 
 def generators_third_party() -> list[Job]:

@@ -61,7 +61,8 @@ class Reconstruct:
     AdaRound: `pieces=Layers(), drop=0.0, anneal=Anneal(0.01), activation_steps=None`; BRECQ: the same with blocks, then
     `Reconstruct(5000, drop=0.0, rounding=None, activation_steps=Adam(4e-4, schedule=Cosine()))`; QDrop: `anneal=Anneal(0.01)`;
     GENIE-M: `weight_steps=Adam(1e-4, schedule=Cosine())`. The rates are those of 20,000 iterations; raise them as these get
-    fewer, because a rounding that cannot reach its end is decided by the regulariser alone.
+    fewer, because a rounding that cannot reach its end is decided by the regulariser alone. One rate of steps serves 2 bits
+    and 8 where it is `Relative`, in units of each step (ours).
     """
 
     iterations: int = 20_000
