@@ -204,7 +204,7 @@ def test_clips_learn_from_their_own_layer(model: Model) -> None:
         q.set(q.scale * 0.3, q.zero)
     learn = Learn(PassedMatch(), Sgd(1e-2), activations=LearnClips())
     with student.training(learn.activations):
-        before = {name: float(q.scale) for name, q in student.activation_quantizers().items() if q.live}
+        before = {name: float(q.scale.detach()) for name, q in student.activation_quantizers().items() if q.live}
         learner = learn.on(student, model)
         for _ in range(3):
             learner.step(Images(torch.randn(8, 3, 16, 16), torch.zeros(8, dtype=torch.long)), 0.0)
