@@ -225,15 +225,12 @@ def test_tables_keep_the_two_conventions_apart() -> None:
     assert row.endswith("| 2 | 81.0 (2.0) | 3.0 |"), "of seconds the least"
 
 
-def read(name: str) -> list[dict[str, object]]:
-    return [json.loads(file.read_text()) for file in sorted((FOLDER / "results" / name).glob("*.json"))]
-
-
 @pytest.mark.parametrize("name", ["methods", "ablations", "noise", "enhancing", "causal", "photographs"])
 def test_pages_say_what_their_files_say(name: str) -> None:
     tables, page = load_file(FOLDER / "table.py"), (FOLDER / "results" / f"{name}.md").read_text().splitlines()
+    results = load_file(FOLDER / "plots.py").read([str(FOLDER / "results" / name)])
     columns = {tuple(line.strip("| ").split(" | ")[5:]) for line in page if line.startswith("| model |")}
-    written = {line for shown in columns for line in tables.table(read(name), shown).splitlines()[2:]}
+    written = {line for shown in columns for line in tables.table(results, shown).splitlines()[2:]}
     told = {line for line in page if line.startswith(("| zoo:", "| networks.py:"))}
     assert told and told <= written
 
@@ -242,7 +239,8 @@ def test_the_readme_compares_as_its_command_does() -> None:
     tables, readme = load_file(FOLDER / "table.py"), (FOLDER.parent / "README.md").read_text()
     _, between, after = readme.split("<!-- compared -->")
     command = re.search(r"table.py experiments/results/methods --compare ([^`]*)`", after)
-    assert command and between.strip() == tables.compared(read("methods"), [tables.shown(words) for words in command[1].split()])
+    results = load_file(FOLDER / "plots.py").read([str(FOLDER / "results" / "methods")])
+    assert command and between.strip() == tables.compared(results, [tables.shown(words) for words in command[1].split()])
 
 
 def test_a_comparison_names_a_column_that_exists() -> None:

@@ -51,7 +51,7 @@ REBUILT = (
     Reconstruct(  # GENIE-M's 20,000 updates of 32 images in a fortieth and half
         iterations=500,
         batch=16,
-        rounding=Adam(0.12),  # at a third of it 2 bits lose a point more, 3 and 4 bits nothing
+        rounding=Adam(0.12),  # at a third of it 2 bits lose a point more, 3 bits nothing
         weight_steps=Relative(Adam(0.09, schedule=Cosine())),  # absolute rates that fit 4 bits lose 8, and learn 2 too slowly
         activation_steps=Relative(Adam(3e-3, schedule=Cosine())),
     ),
