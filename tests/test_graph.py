@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -58,6 +59,25 @@ def test_functions_become_modules_and_nothing_is_in_place() -> None:
     assert [graph.kind(model.net, n) for n in graph.of_kind(model.net, "conv", "bn", "linear")] == ["conv", "bn", "conv", "linear"]
     seen = Watch(model, frozenset({"activations", "bn"}))(Images(x, torch.zeros(3, dtype=torch.long)))
     assert all((a >= 0).all() for a in seen.at["activations"]), "no activation was changed after it was returned"
+
+
+@pytest.mark.parametrize("read", [lambda x: x.size(0), lambda x: x.shape[0], lambda x: x.size()[0]])
+def test_a_batch_size_read_from_the_input_binds_no_piece_to_it(read: Callable[[Tensor], int]) -> None:
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            count = read(x)
+            x = self.second(F.relu(self.first(x))).mean((2, 3), keepdim=True)
+            return self.head(x.view(count, -1))
+
+    net = Sized().eval()
+    model = Model.from_module(net, *FACTS)
+    x = torch.randn(5, 3, 16, 16)
+    assert torch.equal(model(x), net(x))
+    assert [end for _, end in graph.units(model.net)] == ["relu", "second", "head"]
 
 
 def test_a_module_that_cannot_be_traced_stays_whole_and_is_listed() -> None:

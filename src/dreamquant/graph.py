@@ -54,6 +54,7 @@ CALLS: dict[Any, str] = {
     **dict.fromkeys((F.channel_shuffle, torch.channel_shuffle, F.pixel_shuffle, torch.pixel_shuffle), "move"),
 }
 LAYERS = ("conv", "linear")
+RESHAPES = ("view", "reshape", torch.reshape)
 
 
 def kind(graph: fx.GraphModule, node: fx.Node) -> str:
@@ -235,10 +236,17 @@ def points(graph: fx.GraphModule) -> dict[str, tuple[str, ...]]:
     }
 
 
+def _keeps_batch(two: torch.Tensor, three: torch.Tensor) -> bool:
+    """Whether a tensor's first size is the batch's, and no other is: its values at batches of two and of three."""
+    return (len(two), len(three)) == (2, 3) and two.shape[1:] == three.shape[1:]
+
+
 def fold_constants(graph: fx.GraphModule, run: Callable[[fx.GraphModule, int], dict[str, Any]]) -> None:
     """Sizes that do not depend on the batch become constants; shapes of tensors go into `node.meta["shape"]`.
 
-    `run(graph, batch)` returns every node's value at one batch size; integers equal at two sizes are constants.
+    `run(graph, batch)` returns every node's value at one batch size; integers equal at two sizes are constants. A reshape
+    that keeps the batch first asks for -1 there, so that it needs no size read elsewhere: one read from the network's input
+    would bind every piece of it to that input.
     """
     two, three = run(graph, 2), run(graph, 3)
     constants: dict[fx.Node, Any] = {}
@@ -252,5 +260,8 @@ def fold_constants(graph: fx.GraphModule, run: Callable[[fx.GraphModule, int], d
         if any(node in constants for node in user.all_input_nodes):
             user.args = fx.map_arg(user.args, lambda n: constants.get(n, n))
             user.kwargs = fx.map_arg(user.kwargs, lambda n: constants.get(n, n))
+        if user.target in RESHAPES and len(user.all_input_nodes) > 1 and _keeps_batch(two[user.name], three[user.name]):
+            rest = user.meta["shape"][1:]
+            user.args, user.kwargs = (user.all_input_nodes[0], (-1, *rest)), {}
     graph.graph.eliminate_dead_code()
     graph.recompile()

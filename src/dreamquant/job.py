@@ -128,7 +128,7 @@ def quantize_job(
         if not (folder / "report.json").exists():
             run = Run(job.seed, folder=folder / ".work", device=device, progress=progress, images_cache=images_cache)
             _quantize(model, recipe, run, folder, command)
-        result = _measured(job, model, recipe, data, further, folder)
+        result = _measured(job, model, recipe, data, further, folder, device)
         write_json(folder / "result.json", result)
         write_report(folder)
         shutil.rmtree(folder / ".work", ignore_errors=True)
@@ -167,13 +167,13 @@ def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str
 
 
 def _measured(
-    job: Job, model: Model, recipe: Recipe, data: LabelledImages | None, further: Mapping[str, LabelledImages], folder: Path
+    job: Job, model: Model, recipe: Recipe, data: LabelledImages | None, further: Mapping[str, LabelledImages], folder: Path, device: str
 ) -> dict[str, Any]:
     """The contents of result.json: the frozen model of `folder` measured on `data`, where there is any, and on `further` data."""
     details = read_json(folder / "report.json")
     quantized = QuantizedModel.load(folder / "model.safetensors")
     begun = time.monotonic()
-    scores = measured(model, quantized, data)
+    scores = measured(model, quantized, data, device)
     seconds = {**details["seconds"], "evaluate": time.monotonic() - begun} if data is not None else dict(details["seconds"])
     return {
         "model": job.model,
@@ -189,7 +189,7 @@ def _measured(
         "images": details.get("inspection"),
         "cka": details.get("cka"),
         "eval": job.eval,
-        "also": {name: measured(model, quantized, images) for name, images in further.items()},
+        "also": {name: measured(model, quantized, images, device) for name, images in further.items()},
         "layers": len(details["layers"]),
         "left_in_float": details["left_in_float"],
         "notes": details["notes"],
@@ -197,11 +197,12 @@ def _measured(
     }
 
 
-def measured(model: Model | None, quantized: QuantizedModel, data: LabelledImages | None) -> dict[str, Any]:
-    """Accuracy of the float model, the quantized one and its deployed form, in the keys of result.json."""
+def measured(model: Model | None, quantized: QuantizedModel, data: LabelledImages | None, device: str = "cpu") -> dict[str, Any]:
+    """Accuracy of the float model, the quantized one and its deployed form, in the keys of result.json; worked out on `device`."""
     if data is None:
         return {"fp": None, "quantized": None, "agreement": None, "kept": None, "deployed": None, "unreadable": []}
-    (mine, integers, *theirs), labels = predictions([quantized, quantized.deployed(), *([model] if model else [])], data)
+    networks: list[Model | QuantizedModel] = [quantized, quantized.deployed(), *([model] if model else [])]
+    (mine, integers, *theirs), labels = predictions([network.to(device) for network in networks], data)
     scores = scored(mine, labels, theirs[0] if theirs else None, data.unreadable)
     deployed = scored(integers, labels, mine)
     return {

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -163,7 +164,7 @@ class Loop:
     def __init__(self, run: Run, name: str, total: int, live: Mapping[str, Stateful]) -> None:
         self.run, self.name, self.total, self.live = run, name, total, live
         self.stopped, self.nested = False, False
-        self.values: Mapping[str, Tensor | float] = {}
+        self.values: dict[str, float] = {}
 
     def stop(self) -> None:
         """The loop ends after this iteration, as finished."""
@@ -171,8 +172,8 @@ class Loop:
 
     def show(self, **values: Tensor | float) -> None:
         """Values for the bar and the curves; a value that is not finite stops the run and names the term."""
-        self.values = values
-        bad = [key for key, value in values.items() if not torch.isfinite(torch.as_tensor(value)).all()]
+        self.values = {key: float(value) for key, value in values.items()}
+        bad = [key for key, value in self.values.items() if not math.isfinite(value)]
         if bad:
             raise FloatingPointError(f"loss term {', '.join(bad)} is not finite in {'/'.join(self.run.path)}; lower the learning rate")
 
@@ -211,10 +212,9 @@ class Loop:
         os.replace(file.with_suffix(".part"), file)
 
     def _record(self, number: int, handle: Handle) -> None:
-        shown = {key: float(value) for key, value in self.values.items()}
-        if shown and (number % max(1, self.total // 50) == 0 or number == self.total - 1):
-            self.run.curves.setdefault("/".join([*self.run.path[:-1], self.name]), []).append((number, shown))
-        handle.advance(number + 1, shown)
+        if self.values and (number % max(1, self.total // 50) == 0 or number == self.total - 1):
+            self.run.curves.setdefault("/".join([*self.run.path[:-1], self.name]), []).append((number, self.values))
+        handle.advance(number + 1, self.values)
 
     def __iter__(self) -> Iterator[int]:
         run, start, saved = self.run, self.restore(), time.monotonic()

@@ -108,7 +108,7 @@ def evaluate(
     from dreamquant.cli import show
     from dreamquant.evaluate import LabelledImages
     from dreamquant.evaluate import evaluate as scores_of
-    from dreamquant.job import Job, float_model_of, measured
+    from dreamquant.job import Job, device_of, float_model_of, measured
     from dreamquant.quant.quantized import QuantizedModel
 
     if not Path(model).is_dir() and ":" not in model and not model.endswith(".py"):
@@ -116,7 +116,7 @@ def evaluate(
     images = LabelledImages.open(data)
     if Path(model).is_dir():
         folder = Path(model)
-        show.scores(measured(float_model_of(folder), QuantizedModel.load(result_file(folder)), images))
+        show.scores(measured(float_model_of(folder), QuantizedModel.load(result_file(folder)), images, device_of("auto")))
         return
     job = Job(model, weights=weights, shape=chw(shape), mean=numbers(mean, "--mean"), std=numbers(std, "--std"), classes=classes)
     scores = scores_of(job.load(), images)

@@ -63,7 +63,7 @@ class Stepped(torch.autograd.Function):
         (x, scale, zero, dropped), form, (gradient,) = ctx.saved_tensors, ctx.form, gradients
         low, high = form.low - zero, form.high - zero
         v = x * scale.reciprocal()
-        code = v.clamp(low, high) if scale.ndim else v.clamp(low.item(), high.item())
+        code = v.clamp(low, high) if scale.ndim or v.is_cuda else v.clamp(low.item(), high.item())  # a GPU would wait for the numbers
         inside = v.sub_(code).eq_(0)
         mine = gradient if dropped is None else gradient.addcmul(gradient, dropped, value=-1)
         to_scale = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from dreamquant.dream import Dream
 from dreamquant.images import Images
@@ -63,7 +64,8 @@ class Meeting:
         """One update of the student on these images, of which the teacher's part may be known."""
         self.measured()
         self.learner.step(images, self.done, seen)
-        loop.show(**{**loop.values, **self.learner.objective.values})
+        both: dict[str, Tensor | float] = {**loop.values, **self.learner.objective.values}
+        loop.show(**both)
 
     def measured(self) -> None:
         """Raises ValueError where a range of the student's activations was never measured."""
