@@ -1,7 +1,7 @@
 """The table of a folder of results, as Markdown: `python experiments/table.py experiments/results/methods`.
 
-Mean over seeds, and the spread (largest less smallest) where there are several; of seconds the least, because machines and
-what else they did differed from day to day. Nothing in it is typed by hand. With
+Mean over seeds, and the spread (largest less smallest) where there are several; of seconds the least on a CPU, because machines
+and what else they did differed from day to day: empty where all seeds ran on a GPU. Nothing in it is typed by hand. With
 `--pivot COLUMN ...` (after the folders) a table for each model and column: recipes down, bits across, that column in the
 cells. `--columns` chooses those of the plain table; `--grid FILE.py:function` leaves out what is not of that grid.
 `--compare MODEL,BITS,COLUMN[,MODIFIER] ...` makes one table of several models: recipes down, what is named across.
@@ -59,8 +59,9 @@ COLUMNS: dict[str, Callable[[Result], float | None]] = {
 
 
 def cell(column: str, results: Sequence[Result]) -> str:
-    """Mean, and the spread in brackets; of seconds the least."""
-    known = [value for result in results if (value := COLUMNS[column](result)) is not None]
+    """Mean, and the spread in brackets; of seconds the least on a CPU."""
+    counted = [r for r in results if not column.startswith("seconds") or r["device"].startswith("cpu")]
+    known = [value for result in counted if (value := COLUMNS[column](result)) is not None]
     if not known:
         return ""
     if column.startswith("seconds"):

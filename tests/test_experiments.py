@@ -204,7 +204,7 @@ def test_tables_keep_the_two_conventions_apart() -> None:
         seconds = {"synthesis": 1.0, "quantize": 2.0, "total": 3.0 + seed}
         further = {"b": {**scores, "fp": {"top1": 0.9 + also}}} if also else {}
         rest = {"ends": ends, "effort": "fast", "seed": seed, "seconds": seconds, "also": further}
-        return {"model": "net", "recipe": "genie", "bits": "w3a3", **scores, **rest}
+        return {"model": "net", "recipe": "genie", "bits": "w3a3", "device": "cpu (1 thread)", **scores, **rest}
 
     results = [result(0.8, None, 0), result(0.82, None, 1, also=0.05), result(0.9, 8, 0)]
     assert tables.pivot(results, "kept").splitlines()[-3:] == [
@@ -223,6 +223,8 @@ def test_tables_keep_the_two_conventions_apart() -> None:
     head, _, row, _ = tables.table(results, ("kept", "seconds")).splitlines()
     assert head == "| model | bits | recipe | effort | seeds | kept | seconds |"
     assert row.endswith("| 2 | 81.0 (2.0) | 3.0 |"), "of seconds the least"
+    faster = [{**results[0], "device": "a GPU"}, results[1]]
+    assert tables.cell("seconds", faster) == "4.0" and tables.cell("seconds", faster[:1]) == "", "seconds are those of a CPU"
 
 
 @pytest.mark.parametrize("name", ["methods", "ablations", "noise", "enhancing", "causal", "photographs"])
