@@ -1,4 +1,5 @@
-"""What a user must know of a result and cannot see without data: that training did harm, that deployment will.
+"""What a user must know of a result and cannot see without data: that training did harm, that the network is lost, that
+deployment will do harm.
 
 Whether training brought the student closer to its teacher is measured on images that it did not train on.
 
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dreamquant.evaluate import Network
 from dreamquant.images import Images
 from dreamquant.model import Model
 from dreamquant.quant.quantized import QuantizedModel
@@ -23,6 +25,7 @@ from dreamquant.run import Run
 
 COUNT, CHUNK = 128, 32  # images: of each measurement, and of one pass
 AGREED = 0.8  # share of images on which a sound deployment predicts what the simulation does, at 3 bits too
+KNOWN = 0.5  # share of images on which a student that is of any use predicts what its teacher does
 
 
 @contextlib.contextmanager
@@ -58,16 +61,31 @@ def distance(student: Student, teacher: Model, images: Images) -> float:
     return relative(got, wanted)
 
 
+def loss_remark(quantized: QuantizedModel, model: Model, images: Images) -> str | None:
+    """In a line, that little is left of what the network knew; None where enough is."""
+    if (share := agreement(quantized, model, images)) >= KNOWN:
+        return None
+    return (
+        f"little is left of the network: quantized, it predicts what it did on {share:.0%} of dreamed images; "
+        "try more bits, or a recipe that does not train (aciq, squant)"
+    )
+
+
 def deployment_remark(quantized: QuantizedModel, images: Images) -> str | None:
     """In a line, that integer kernels will compute something else than the network as it was trained; None where they do not."""
-    chunks, integers = images.pixels[:COUNT].split(CHUNK), quantized.deployed()
-    same = torch.cat([quantized(chunk).argmax(1) == integers(chunk).argmax(1) for chunk in chunks])
-    if (share := float(same.float().mean())) >= AGREED:
+    if (share := agreement(quantized, quantized.deployed(), images)) >= AGREED:
         return None
     return (
         f"deployment will do harm: integer kernels predict what the trained network does on {share:.0%} of dreamed images; "
         "what counts is accuracy as deployed: try more bits, or another recipe"
     )
+
+
+def agreement(one: Network, other: Network, images: Images) -> float:
+    """The share of up to 128 images on which two networks predict the same class."""
+    with torch.no_grad():
+        same = [one(chunk).argmax(1) == other(chunk).argmax(1) for chunk in images.pixels[:COUNT].split(CHUNK)]
+    return float(torch.cat(same).float().mean())
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:
