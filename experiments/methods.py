@@ -22,7 +22,8 @@ from dreamquant.job import Job
 from dreamquant.zoo import SUPERCLASS_OF_CIFAR10
 
 ROOT = Path(__file__).resolve().parent.parent
-CIFAR = Path(os.environ.get("DREAMQUANT_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
+DATA = Path(os.environ.get("DREAMQUANT_DATA", ROOT.parent / "shared" / "data"))
+CIFAR = DATA / "cifar10"
 MAIN = ("rtn", "zeroq", "distill", "dream", "synq")
 PIXELS = ("rtn", "zeroq", "dsg", "distill", "intraq", "hast", "texq", "plf", "ris", "synq", "dream")
 LEARNING = ("zeroq", "dsg", "distill", "intraq", "hast", "texq", "plf", "ris", "dream")  # what synq_on is put on
@@ -65,6 +66,20 @@ def matched_job(
 def tiny_job(recipe: str, bits: str, seed: int, settings: Sequence[str] = ()) -> Job:
     """Our network of 20,000 parameters, on which a job takes one or two minutes of one thread: for grids that take a method apart."""
     return matched_job(recipe, bits, seed, settings, model="tiny-raw-cifar10")
+
+
+def imagenet_job(recipe: str, bits: str, seed: int) -> Job:
+    """EfficientNet-Lite0 on 500 images of ImageNet: for a GPU, which takes minutes where two cores take hours."""
+    return Job(
+        model=f"{ROOT / 'experiments' / 'networks.py'}:efficientnet_lite0",
+        shape=(3, 224, 224),
+        mean=(0.498,) * 3,
+        std=(0.502,) * 3,
+        recipe=recipe,
+        bits=bits,
+        seed=seed,
+        eval=str(DATA / "imagenet" / "odd500.tar"),
+    )
 
 
 def animals() -> Path:
@@ -146,3 +161,8 @@ def pixels_tiny() -> list[Job]:
 def generators_tiny() -> list[Job]:
     """Methods that train a generator, on the same network."""
     return [tiny_job(method, bits, seed) for bits in BITS for seed in SEEDS for method in GENERATORS]
+
+
+def imagenet() -> list[Job]:
+    """The main job on a network of 1,000 classes and depthwise convolutions."""
+    return [imagenet_job(recipe, "w4a4", 0) for recipe in ("rtn", "zeroq", "distill", "synq", "genie", "dream")]
