@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from dreamquant.cli.commands import app
+from dreamquant.cli.memory import keep_memory
 
 __all__ = ["app", "main"]
 
@@ -17,6 +18,7 @@ DONE, MISTAKE, INTERRUPTED = 0, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 done, 2 a mistake told in a line or two, 130 interrupted. Anything else is our bug and shows a traceback."""
+    keep_memory()
     try:
         status = app(args=list(sys.argv[1:] if argv is None else argv), prog_name="dreamquant", standalone_mode=False)
     except Exception as error:
