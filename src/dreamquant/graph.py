@@ -260,7 +260,8 @@ def fold_constants(graph: fx.GraphModule, run: Callable[[fx.GraphModule, int], d
         if any(node in constants for node in user.all_input_nodes):
             user.args = fx.map_arg(user.args, lambda n: constants.get(n, n))
             user.kwargs = fx.map_arg(user.kwargs, lambda n: constants.get(n, n))
-        if user.target in RESHAPES and len(user.all_input_nodes) > 1 and _keeps_batch(two[user.name], three[user.name]):
+        reshapes = user.op in ("call_method", "call_function") and user.target in RESHAPES
+        if reshapes and len(user.all_input_nodes) > 1 and _keeps_batch(two[user.name], three[user.name]):
             rest = user.meta["shape"][1:]
             user.args, user.kwargs = (user.all_input_nodes[0], (-1, *rest)), {}
     graph.graph.eliminate_dead_code()

@@ -11,12 +11,11 @@ does.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from dreamquant.evaluate import Network
 from dreamquant.images import Images
 from dreamquant.model import Model
 from dreamquant.quant.quantized import QuantizedModel
@@ -81,7 +80,7 @@ def deployment_remark(quantized: QuantizedModel, images: Images) -> str | None:
     )
 
 
-def agreement(one: Network, other: Network, images: Images) -> float:
+def agreement(one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor], images: Images) -> float:
     """The share of up to 128 images on which two networks predict the same class."""
     with torch.no_grad():
         same = [one(chunk).argmax(1) == other(chunk).argmax(1) for chunk in images.pixels[:COUNT].split(CHUNK)]
