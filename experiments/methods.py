@@ -68,8 +68,8 @@ def tiny_job(recipe: str, bits: str, seed: int, settings: Sequence[str] = ()) ->
     return matched_job(recipe, bits, seed, settings, model="tiny-raw-cifar10")
 
 
-def imagenet_job(recipe: str, bits: str, seed: int) -> Job:
-    """EfficientNet-Lite0 on 500 images of ImageNet: for a GPU, which takes minutes where two cores take hours."""
+def imagenet_job(recipe: str, bits: str, seed: int, settings: Sequence[str] = ()) -> Job:
+    """EfficientNet-Lite0 on 500 images of ImageNet: a GPU takes minutes where a core takes an hour."""
     return Job(
         model=f"{ROOT / 'experiments' / 'networks.py'}:efficientnet_lite0",
         shape=(3, 224, 224),
@@ -78,6 +78,7 @@ def imagenet_job(recipe: str, bits: str, seed: int) -> Job:
         recipe=recipe,
         bits=bits,
         seed=seed,
+        set=tuple(settings),
         eval=str(DATA / "imagenet" / "odd500.tar"),
     )
 
@@ -165,4 +166,5 @@ def generators_tiny() -> list[Job]:
 
 def imagenet() -> list[Job]:
     """The main job on a network of 1,000 classes and depthwise convolutions."""
-    return [imagenet_job(recipe, "w4a4", 0) for recipe in ("rtn", "zeroq", "distill", "synq", "genie", "dream")]
+    jobs = [imagenet_job(recipe, "w4a4", 0) for recipe in ("rtn", "zeroq", "distill", "synq", "genie", "dream")]
+    return [*jobs, imagenet_job("dream", "w4a4", 0, ("synthesis.count=64", "synthesis.batch=64"))]
