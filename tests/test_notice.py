@@ -24,7 +24,7 @@ from dreamquant.quant.student import Student, convert
 from dreamquant.steps import finetune, reconstruct
 from dreamquant.steps.calibrate import Calibrate, SetWeightRanges
 from dreamquant.steps.finetune import FineTune
-from dreamquant.steps.notice import deployment_remark, distance, loss_remark, mixtures, noticing, relative
+from dreamquant.steps.notice import deployment_remark, distance, mixtures, noticing, relative, ruin_remark
 from dreamquant.steps.reconstruct import Reconstruct
 from dreamquant.synthesis.pixels import NoImages
 
@@ -76,7 +76,7 @@ def test_reconstruction_is_watched_as_well(model: Model, images: Images) -> None
 def test_a_network_that_is_lost_is_told_of(model: Model, images: Images) -> None:
     tune = FineTune(Learn(SoftLabel(4.0), Adam(1.0)), iterations=5, batch=16)
     recipe, run = Recipe("ruined", NoImages(), uniform("w8a8"), (Calibrate(MinMax()),)), Run()
-    assert loss_remark(recipe.quantize(model, images, Run()), model, images) is None
+    assert ruin_remark(recipe.quantize(model, images, Run()), model, images) is None
     replace(recipe, steps=(*recipe.steps, tune)).quantize(model, images, run)
     assert [note for note in run.notes if note.startswith("little is left of the network: quantized, it predicts")]
 

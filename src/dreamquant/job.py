@@ -128,7 +128,7 @@ def quantize_job(
         if not (folder / "report.json").exists():
             run = Run(job.seed, folder=folder / ".work", device=device, progress=progress, images_cache=images_cache)
             _quantize(model, recipe, run, folder, command)
-        result = _measured(job, model, recipe, data, further, folder, device)
+        result = _measured(job, model, recipe, data, further, folder)
         write_json(folder / "result.json", result)
         write_report(folder)
         shutil.rmtree(folder / ".work", ignore_errors=True)
@@ -167,10 +167,10 @@ def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str
 
 
 def _measured(
-    job: Job, model: Model, recipe: Recipe, data: LabelledImages | None, further: Mapping[str, LabelledImages], folder: Path, device: str
+    job: Job, model: Model, recipe: Recipe, data: LabelledImages | None, further: Mapping[str, LabelledImages], folder: Path
 ) -> dict[str, Any]:
     """The contents of result.json: the frozen model of `folder` measured on `data`, where there is any, and on `further` data."""
-    details = read_json(folder / "report.json")
+    details, device = read_json(folder / "report.json"), device_of(job.device)
     quantized = QuantizedModel.load(folder / "model.safetensors")
     begun = time.monotonic()
     scores = measured(model, quantized, data, device)

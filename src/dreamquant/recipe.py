@@ -23,7 +23,7 @@ from dreamquant.quant.quantized import QuantizedModel
 from dreamquant.quant.scheme import Allocation
 from dreamquant.quant.student import Student, convert
 from dreamquant.run import Run
-from dreamquant.steps.notice import deployment_remark, loss_remark
+from dreamquant.steps.notice import deployment_remark, ruin_remark
 from dreamquant.synthesis.pixels import Synthesis
 
 
@@ -104,7 +104,7 @@ class Recipe:
             if generated and len(images) and (remark := inspect(model, images).collapse):
                 run.note(remark)
             quantized = freeze(student, self.provenance(model, images, run))
-            if len(images) and (remark := loss_remark(quantized, model, images) or deployment_remark(quantized, images)):
+            if len(images) and (remark := ruin_remark(quantized, model, images) or deployment_remark(quantized, images)):
                 run.note(remark)
             return quantized
 

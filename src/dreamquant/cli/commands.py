@@ -119,7 +119,7 @@ def evaluate(
         show.scores(measured(float_model_of(folder), QuantizedModel.load(result_file(folder)), images, device_of("auto")))
         return
     job = Job(model, weights=weights, shape=chw(shape), mean=numbers(mean, "--mean"), std=numbers(std, "--std"), classes=classes)
-    scores = scores_of(job.load(), images)
+    scores = scores_of(job.load().to(device_of(job.device)), images)
     show.scores({"fp": {"top1": scores.top1}, "quantized": None, "unreadable": list(scores.unreadable)})
 
 

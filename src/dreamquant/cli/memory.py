@@ -12,7 +12,7 @@ def keep_memory() -> bool:
     """Have the C library keep the memory that tensors leave, for the tensors to come; whether it can (glibc only).
 
     It would give every large one back to the system, and fresh pages cost more than the arithmetic on them: on images of
-    224 a dreaming update takes about twice as long, on images of 32 a tenth longer.
+    224 a dreaming update takes about twice as long, on images of 32 a tenth longer (benchmarks/memory.py).
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -60,7 +60,7 @@ def distance(student: Student, teacher: Model, images: Images) -> float:
     return relative(got, wanted)
 
 
-def loss_remark(quantized: QuantizedModel, model: Model, images: Images) -> str | None:
+def ruin_remark(quantized: QuantizedModel, model: Model, images: Images) -> str | None:
     """In a line, that little is left of what the network knew; None where enough is."""
     if (share := agreement(quantized, model, images)) >= KNOWN:
         return None
