@@ -14,6 +14,7 @@ from dreamquant.dream import Dream
 from dreamquant.learn import Learn
 from dreamquant.losses.algebra import Loss
 from dreamquant.losses.image import BatchNormDeviation, ClassTarget
+from dreamquant.losses.student import HardLabel, SoftLabel
 from dreamquant.optimizers import Adam, Cosine, Relative
 from dreamquant.quant.quantizer import Acting, LearnSteps
 from dreamquant.quant.ranges import LpSearch
@@ -43,6 +44,7 @@ AUGMENT = (Flip(), Shift(3), Contrast(0.4))  # few dreams are soon known by hear
 WIDTH = 32  # of 64, BatchNorm's statistics come no closer in as many updates
 GENERATOR = ClassNormed(width=WIDTH, affine=True)  # learns the classes in so few updates, which Multiplied does not
 PIXELS = (0.5, 0.25)
+AGREE = SoftLabel(20.0) + 0.05 * HardLabel()  # at its full weight labels are learned that the teacher does not share
 
 
 REBUILT = (

@@ -30,7 +30,7 @@ def acq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Re
     if effort == "fast":
         seen = _fast.SEEN
         dream = seen + 0.5 * AttentionCentre() + 0.1 * TwinSimilarity(0.3) + SameInTrainMode(seen)
-        steps = _fast.cotrain(dream, SoftLabel(20.0) + HardLabel(), Twins(), PlaceNormed(width=_fast.WIDTH, affine=True))
+        steps = _fast.cotrain(dream, _fast.AGREE, Twins(), PlaceNormed(width=_fast.WIDTH, affine=True))
     else:
         seen = ClassTarget() + 0.1 * BatchNormMatch()
         dream = seen + AttentionCentre() + TwinSimilarity(0.01) + SameInTrainMode(seen)

@@ -22,8 +22,7 @@ from dreamquant.synthesis.pixels import NoImages
 def arc(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """ARC: GDFQ whose generator's cells were searched for the teacher."""
     if effort == "fast":
-        losses = _fast.SEEN, SoftLabel(20.0) + HardLabel()
-        steps = _fast.cotrain(*losses, generator=Cells(width=16, affine=True))
+        steps = _fast.cotrain(_fast.SEEN, _fast.AGREE, generator=Cells(width=16, affine=True))
     else:
         losses = ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0, per_class=True) + HardLabel()
         steps = _paper.cotrain(*losses, generator=Cells())

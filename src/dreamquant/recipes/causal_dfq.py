@@ -28,9 +28,11 @@ def causal_dfq(
     bits: str = "w4a4", effort: str = "fast", ends: int | None = None, weight: float = 1.0, threshold: float = 0.0, styles: int = 2
 ) -> Recipe:
     """Causal-DFQ: each class in several styles, and a student whose relation to the teacher no style changes."""
-    agree = SoftLabel(20.0) + HardLabel() + weight * StyleInvariance(threshold=threshold)
+    invariant = weight * StyleInvariance(threshold=threshold)
     if effort == "fast":
-        steps = _fast.cotrain(_fast.SEEN, agree, Styles(styles), ContentStyle(width=_fast.WIDTH, affine=True))
+        steps = _fast.cotrain(_fast.SEEN, _fast.AGREE + invariant, Styles(styles), ContentStyle(width=_fast.WIDTH, affine=True))
     else:
-        steps = _paper.cotrain(ClassTarget() + 0.1 * BatchNormMatch(), agree, Styles(styles), BySide(large=ContentStyle()))
+        steps = _paper.cotrain(
+            ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0) + HardLabel() + invariant, Styles(styles), BySide(large=ContentStyle())
+        )
     return Recipe("causal_dfq", NoImages(), scheme_of(bits, ends), steps)

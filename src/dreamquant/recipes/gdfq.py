@@ -23,7 +23,7 @@ from dreamquant.synthesis.pixels import NoImages
 def gdfq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """GDFQ: a class-conditional generator and the student learn in turns."""
     if effort == "fast":
-        steps = _fast.cotrain(_fast.SEEN, SoftLabel(20.0) + HardLabel())
+        steps = _fast.cotrain(_fast.SEEN, _fast.AGREE)
     else:
         steps = _paper.cotrain(ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0, per_class=True) + HardLabel())
     return Recipe("gdfq", NoImages(), scheme_of(bits, ends), steps)

@@ -32,7 +32,7 @@ def qimera(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) ->
     """Qimera: GDFQ with superposed class embeddings, for images near decision boundaries."""
     if effort == "fast":
         generator = Superposed(width=_fast.WIDTH, affine=True, by_class=True, unit=True)
-        steps = _fast.cotrain(_fast.SEEN, SoftLabel(20.0) + HardLabel(), Mixtures(), generator)
+        steps = _fast.cotrain(_fast.SEEN, _fast.AGREE, Mixtures(), generator)
     else:
         trunks = BySide(Superposed(bound=LARGEST), Superposed(by_class=True, bound=LARGEST))
         losses = ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0, per_class=True) + HardLabel()
