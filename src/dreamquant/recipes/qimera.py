@@ -10,8 +10,8 @@ pace, no disentangling map. Its scripts begin with random embeddings for CIFAR-1
 Memory is bounded: where the trunk's first layer would be too large (822 million weights for 2,048 features and images of
 224), latents pass a learned map to 100 values first; see `Superposed`. `paper` builds layers of up to 250 million
 (ResNet-18's 206 million), `fast` of 50. Ours: the number of mixed classes by the network's; each class standardised
-alone; scales and shifts of mixtures are added, which the code also divides by their number. `fast`: embeddings of the
-noise's deviation, ImageNet's trunk at half its width, pace and ranges as in recipes/_fast.py.
+alone; scales and shifts of mixtures are added, which the code also divides by their number. `fast`: ImageNet's
+trunk at a quarter of its width, pace and ranges as in recipes/_fast.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LARGEST = 250_000_000
 def qimera(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """Qimera: GDFQ with superposed class embeddings, for images near decision boundaries."""
     if effort == "fast":
-        generator = Superposed(width=_fast.WIDTH, affine=True, by_class=True, unit=True)
+        generator = Superposed(width=_fast.WIDTH, affine=True, by_class=True)
         steps = _fast.cotrain(_fast.SEEN, _fast.AGREE, Mixtures(), generator)
     else:
         trunks = BySide(Superposed(bound=LARGEST), Superposed(by_class=True, bound=LARGEST))

@@ -45,10 +45,10 @@ class Mixtures:
 class Superposed:
     """Qimera's generator: a class's embedding plus noise, standardised; of mixtures, the weighted sum of these.
 
-    Embeddings are as wide as the teacher's last features, and begin as the rows of its classifier (`of_classifier`,
-    `unit`: of deviation one over the table, like the noise; ours) or as N(0, 1). Every class of a mixture has noise of
-    its own, and is standardised alone (ours; the code does so over the batch). `by_class`: the trunk's normalisations
-    have scales and shifts for each class, which mixtures mix; published for ImageNet.
+    Embeddings are as wide as the teacher's last features, and begin as the rows of its classifier (`of_classifier`)
+    or as N(0, 1). Every class of a mixture has noise of its own, and is standardised alone (ours; the code does so over
+    the batch). `by_class`: the trunk's normalisations have scales and shifts for each class, which mixtures mix; published
+    for ImageNet.
 
     A first layer of more than `bound` weights is not built: superposed latents then pass a learned linear map to
     `narrow` values. As weights add up to one, this is the map of each embedding before mixing that the paper has
@@ -59,12 +59,11 @@ class Superposed:
     affine: bool = False
     by_class: bool = False
     of_classifier: bool = True
-    unit: bool = False
     bound: int = 50_000_000
     narrow: int = 100
 
     def on(self, model: Model) -> nn.Module:
-        table = embeddings(model, self.of_classifier, self.unit)
+        table = embeddings(model, self.of_classifier)
         places = math.prod(-(-side // 4) for side in model.shape[1:])
         fits = table.shape[1] * self.width * places <= self.bound
         latent = table.shape[1] if fits else min(self.narrow, table.shape[1])
@@ -76,15 +75,13 @@ class Superposed:
         return _Superposed(table, nn.Identity() if fits else nn.Linear(table.shape[1], latent, bias=False), trunk)
 
 
-def embeddings(model: Model, of_classifier: bool, unit: bool) -> Tensor:
+def embeddings(model: Model, of_classifier: bool) -> Tensor:
     """A row for each class, as wide as what the last layer reads: that layer's weights where it is linear, or N(0, 1)."""
     last = model.net.get_submodule(str(graph.of_kind(model.net, *graph.LAYERS)[-1].target))
     weight = last.weight
     assert isinstance(weight, Tensor)
-    rows = weight.detach().flatten(1).cpu().clone()
-    if not of_classifier or rows.shape != (model.classes, weight.shape[1]):
-        return torch.randn(model.classes, weight.shape[1])
-    return (rows - rows.mean()) / (rows.std() + 1e-8) if unit else rows
+    rows, shape = weight.detach().flatten(1).cpu().clone(), (model.classes, weight.shape[1])
+    return rows if of_classifier and rows.shape == shape else torch.randn(shape)
 
 
 class _Superposed(nn.Module):
