@@ -7,7 +7,9 @@ over classes too (`per_class`), ranges settled in the first four epochs, the fir
 of 0.8 in the generator. `paper` has the CIFAR settings (recipes/_paper.py tells ImageNet's). Ours: a running mean of
 extremes that is right from the first batch, the last iterate, the generator's form by the images' size. `fast`: BatchNorm
 in units of the network's deviations, a narrower generator of the form for ImageNet, which learns the classes far sooner,
-its images' mean and deviation learned, the divergence not divided by classes; pace and ranges as in recipes/_fast.py.
+its images' mean and deviation learned, the divergence not divided by classes, beside it a twentieth of the student's
+cross-entropy, which costs the methods that follow this one a point at its full weight (Qimera's mixtures, ACQ's asked
+attention: labels that the teacher does not share); pace and ranges as in recipes/_fast.py.
 """
 
 from __future__ import annotations
