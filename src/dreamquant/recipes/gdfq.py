@@ -8,7 +8,7 @@ of 0.8 in the generator. `paper` has the CIFAR settings (recipes/_paper.py tells
 extremes that is right from the first batch, the last iterate, the generator's form by the images' size. `fast`: BatchNorm
 in units of the network's deviations, a narrower generator of the form for ImageNet, which learns the classes far sooner,
 its images' mean and deviation learned, the divergence not divided by classes, beside it a twentieth of the student's
-cross-entropy, which costs the methods that follow this one a point at its full weight (Qimera's mixtures, ACQ's asked
+cross-entropy, which costs methods that follow this one up to a point at its full weight (Qimera's mixtures, ACQ's asked
 attention: labels that the teacher does not share); pace and ranges as in recipes/_fast.py.
 """
 
