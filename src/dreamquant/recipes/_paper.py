@@ -13,6 +13,8 @@ from typing import Any
 from dreamquant.dream import Dream
 from dreamquant.learn import Learn
 from dreamquant.losses.algebra import Loss
+from dreamquant.losses.image import BatchNormMatch, ClassTarget
+from dreamquant.losses.student import HardLabel, SoftLabel
 from dreamquant.optimizers import Adam, Decay, Sgd
 from dreamquant.quant.ranges import RunningMinMax
 from dreamquant.recipe import Step
@@ -28,6 +30,8 @@ from dreamquant.trace import Pair, Trace
 
 CALIBRATE = Calibrate(RunningMinMax(0.9), count=5120, batch=256)
 AUGMENT = (Crop(0.5), Flip())
+SEEN = ClassTarget() + 0.1 * BatchNormMatch()  # GDFQ's losses, generator's and student's, and its descendants'
+AGREE = SoftLabel(20.0, per_class=True) + HardLabel()
 
 
 def images(loss: Loss[Trace], transforms: tuple[Transform, ...] = (), labels: Labels = Balanced()) -> OptimizePixels:  # noqa: B008

@@ -15,8 +15,6 @@ because with less its centre is not followed.
 from __future__ import annotations
 
 from dreamquant.losses.attention import AttentionCentre, SameInTrainMode, TwinSimilarity
-from dreamquant.losses.image import BatchNormMatch, ClassTarget
-from dreamquant.losses.student import HardLabel, SoftLabel
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.recipe import Recipe
 from dreamquant.recipes import _fast, _paper
@@ -32,7 +30,7 @@ def acq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Re
         dream = seen + 0.5 * AttentionCentre() + 0.1 * TwinSimilarity(0.3) + SameInTrainMode(seen)
         steps = _fast.cotrain(dream, _fast.AGREE, Twins(), PlaceNormed(width=_fast.WIDTH, affine=True))
     else:
-        seen = ClassTarget() + 0.1 * BatchNormMatch()
+        seen = _paper.SEEN
         dream = seen + AttentionCentre() + TwinSimilarity(0.01) + SameInTrainMode(seen)
-        steps = _paper.cotrain(dream, SoftLabel(20.0, per_class=True) + HardLabel(), Twins(), BySide(Placed(), PlaceNormed()))
+        steps = _paper.cotrain(dream, _paper.AGREE, Twins(), BySide(Placed(), PlaceNormed()))
     return Recipe("acq", NoImages(), scheme_of(bits, ends), steps)

@@ -10,8 +10,6 @@ deviation, pace and ranges as in recipes/_fast.py.
 
 from __future__ import annotations
 
-from dreamquant.losses.image import BatchNormMatch, ClassTarget
-from dreamquant.losses.student import HardLabel, SoftLabel
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.recipe import Recipe
 from dreamquant.recipes import _fast, _paper
@@ -24,6 +22,5 @@ def arc(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Re
     if effort == "fast":
         steps = _fast.cotrain(_fast.SEEN, _fast.AGREE, generator=Cells(width=16, affine=True))
     else:
-        losses = ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0, per_class=True) + HardLabel()
-        steps = _paper.cotrain(*losses, generator=Cells())
+        steps = _paper.cotrain(_paper.SEEN, _paper.AGREE, generator=Cells())
     return Recipe("arc", NoImages(), scheme_of(bits, ends), steps)

@@ -14,7 +14,6 @@ tells the causal graph.
 from __future__ import annotations
 
 from dreamquant.losses.causal import StyleInvariance
-from dreamquant.losses.image import BatchNormMatch, ClassTarget
 from dreamquant.losses.student import HardLabel, SoftLabel
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.recipe import Recipe
@@ -32,7 +31,6 @@ def causal_dfq(
     if effort == "fast":
         steps = _fast.cotrain(_fast.SEEN, _fast.AGREE + invariant, Styles(styles), ContentStyle(width=_fast.WIDTH, affine=True))
     else:
-        steps = _paper.cotrain(
-            ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0) + HardLabel() + invariant, Styles(styles), BySide(large=ContentStyle())
-        )
+        agree = SoftLabel(20.0) + HardLabel() + invariant
+        steps = _paper.cotrain(_paper.SEEN, agree, Styles(styles), BySide(large=ContentStyle()))
     return Recipe("causal_dfq", NoImages(), scheme_of(bits, ends), steps)

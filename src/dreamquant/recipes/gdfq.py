@@ -7,15 +7,12 @@ over classes too (`per_class`), ranges settled in the first four epochs, the fir
 of 0.8 in the generator. `paper` has the CIFAR settings (recipes/_paper.py tells ImageNet's). Ours: a running mean of
 extremes that is right from the first batch, the last iterate, the generator's form by the images' size. `fast`: BatchNorm
 in units of the network's deviations, a narrower generator of the form for ImageNet, which learns the classes far sooner,
-its images' mean and deviation learned, the divergence not divided by classes, beside it a twentieth of the student's
-cross-entropy, which costs methods that follow this one up to a point at its full weight (Qimera's mixtures, ACQ's asked
-attention: labels that the teacher does not share); pace and ranges as in recipes/_fast.py.
+its images' mean and deviation learned, the divergence not divided by classes, a twentieth of the student's cross-entropy;
+pace and ranges as in recipes/_fast.py.
 """
 
 from __future__ import annotations
 
-from dreamquant.losses.image import BatchNormMatch, ClassTarget
-from dreamquant.losses.student import HardLabel, SoftLabel
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.recipe import Recipe
 from dreamquant.recipes import _fast, _paper
@@ -24,8 +21,5 @@ from dreamquant.synthesis.pixels import NoImages
 
 def gdfq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
     """GDFQ: a class-conditional generator and the student learn in turns."""
-    if effort == "fast":
-        steps = _fast.cotrain(_fast.SEEN, _fast.AGREE)
-    else:
-        steps = _paper.cotrain(ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0, per_class=True) + HardLabel())
+    steps = _fast.cotrain(_fast.SEEN, _fast.AGREE) if effort == "fast" else _paper.cotrain(_paper.SEEN, _paper.AGREE)
     return Recipe("gdfq", NoImages(), scheme_of(bits, ends), steps)

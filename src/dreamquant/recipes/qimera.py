@@ -16,8 +16,6 @@ trunk at a quarter of its width, pace and ranges as in recipes/_fast.py.
 
 from __future__ import annotations
 
-from dreamquant.losses.image import BatchNormMatch, ClassTarget
-from dreamquant.losses.student import HardLabel, SoftLabel
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.recipe import Recipe
 from dreamquant.recipes import _fast, _paper
@@ -35,6 +33,5 @@ def qimera(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) ->
         steps = _fast.cotrain(_fast.SEEN, _fast.AGREE, Mixtures(), generator)
     else:
         trunks = BySide(Superposed(bound=LARGEST), Superposed(by_class=True, bound=LARGEST))
-        losses = ClassTarget() + 0.1 * BatchNormMatch(), SoftLabel(20.0, per_class=True) + HardLabel()
-        steps = _paper.cotrain(*losses, Mixtures(), trunks)
+        steps = _paper.cotrain(_paper.SEEN, _paper.AGREE, Mixtures(), trunks)
     return Recipe("qimera", NoImages(), scheme_of(bits, ends), steps)
