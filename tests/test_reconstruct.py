@@ -72,13 +72,14 @@ def test_steps_stay_positive_at_any_rate(step: FineTune | Reconstruct, model: Mo
 def test_the_regulariser_is_zero_at_the_ends_and_waits() -> None:
     anneal = Anneal(0.5, start=20, end=2, warm_up=0.2)
     half, ends = torch.full((4,), 0.5), torch.tensor([0.0, 1.0])
-    assert anneal([half], 0.1) == 0 and anneal([], 0.9) == 0
-    assert anneal([half, ends], 0.5) == 0.5 * 4
-    assert anneal([torch.tensor([0.75])], 0.2) == pytest.approx(0.5 * (1 - 0.5**20))
-    assert anneal([torch.tensor([0.75])], 0.6) == pytest.approx(0.5 * (1 - 0.5**11))
-    assert anneal([torch.tensor([0.75])], 1.0) == pytest.approx(0.5 * (1 - 0.5**2))
+    assert anneal.exponent(0.1) is None
+    assert [anneal.exponent(done) for done in (0.2, 0.6, 1.0)] == pytest.approx([20, 11, 2])
+    b = torch.tensor(11.0, dtype=torch.float64)
+    assert anneal([half], None) == 0 and anneal([], b) == 0
+    assert anneal([half, ends], b) == 0.5 * 4
+    assert anneal([torch.tensor([0.75])], b) == pytest.approx(0.5 * (1 - 0.5**11))
     h = torch.rand(5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda h: anneal([h], 0.7), (h,))
+    assert torch.autograd.gradcheck(lambda h: anneal([h], b), (h,))
 
 
 def test_unit_errors_by_hand() -> None:

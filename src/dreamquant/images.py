@@ -53,13 +53,22 @@ class Images:
         """The same images on a device."""
         return Images(self.pixels.to(device), self.labels.to(device), {k: v.to(device) for k, v in self.facts.items()})
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, in one dictionary; `of` reads it."""
+        return {"pixels": self.pixels, "labels": self.labels, **{f"facts.{k}": v for k, v in self.facts.items()}}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Images:
+        """What `tensors` names; other names are passed over."""
+        facts = {key.removeprefix("facts."): value for key, value in tensors.items() if key.startswith("facts.")}
+        return cls(tensors["pixels"], tensors["labels"], facts)
+
     def save(self, folder: str | Path, note: Mapping[str, Any] | None = None) -> Path:
         """Write `folder/images.safetensors` atomically, with `note` (how they were made) beside the tensors."""
         file = Path(folder) / "images.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"pixels": self.pixels, "labels": self.labels, **{f"facts.{k}": v for k, v in self.facts.items()}}
         part = file.with_suffix(f".{os.getpid()}.part")
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, {"note": json.dumps(dict(note or {}))})
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.tensors().items()}, part, {"note": json.dumps(dict(note or {}))})
         os.replace(part, file)
         return file
 
@@ -72,8 +81,7 @@ class Images:
             raise ValueError(f"{file}: no dreamed images there; give the folder that holds images.safetensors")
         with safe_open(file, "pt") as f:
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        facts = {key.removeprefix("facts."): value for key, value in tensors.items() if key.startswith("facts.")}
-        return cls(tensors["pixels"], tensors["labels"], facts)
+        return cls.of(tensors)
 
     @staticmethod
     def note(folder: str | Path) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from dreamquant.gradients import Gradients, Tensors, differentiate
 from dreamquant.images import Images
 from dreamquant.losses.algebra import Loss, Objective
 from dreamquant.model import Model
@@ -55,24 +57,33 @@ class Learner:
             self.optimizer.add_param_group({"params": steps, "lr": rate, "weight_decay": 0.0})
         self.teacher = Watch(teacher, self.objective.needs)
         self.student = Watch(teacher, self.objective.needs - {"bn"}, student.net)
+        self.harder = "pixels" in self.objective.needs  # a term climbs from the pixels: they need gradients, through the teacher too
+        self.values: Tensors = {}  # of the terms, in the last update
+        self.gradients = Gradients(lambda inputs: self._loss(Images.of(inputs), inputs["done"]), self.mine)
 
     def step(self, images: Images, done: float, seen: Trace | None = None) -> None:
         """One update on one batch; `done` is the share of the loop before it.
 
         `seen` is what the teacher did with the batch, where that is known: it is used where it will do.
         """
-        pixels = applied(self.learn.transforms, images.pixels)
-        harder = "pixels" in self.objective.needs  # a term climbs from these pixels: they need gradients, through the teacher too
-        images = replace(images, pixels=pixels.detach().requires_grad_(harder))
-        if seen is None or harder or self.learn.transforms or not self.teacher.needs - {"student"} <= seen.watch.needs:
-            with torch.set_grad_enabled(harder):
-                seen = self.teacher(images)
-        loss = self.objective(pair(seen, self.student(images), done=done))
-        self.optimizer.zero_grad()
-        loss.backward(inputs=self.mine)
+        images = replace(images, pixels=applied(self.learn.transforms, images.pixels).detach())
+        now = torch.full((), done, dtype=torch.float64, device=images.pixels.device)
+        if seen is None or self.harder or self.learn.transforms or not self.teacher.needs - {"student"} <= seen.watch.needs:
+            self.values = self.gradients({**images.tensors(), "done": now})
+        else:
+            loss, self.values = self._loss(images, now, seen)
+            differentiate(loss, self.mine)
         pace(self.optimizer, self.learn.optimizer, done)
         with self.floor:
             self.optimizer.step()
+
+    def _loss(self, images: Images, done: Tensor, seen: Trace | None = None) -> tuple[Tensor, Tensors]:
+        """The objective on one batch, as the transforms left it, and its terms."""
+        images = replace(images, pixels=images.pixels.detach().requires_grad_(self.harder))
+        if seen is None:
+            with torch.set_grad_enabled(self.harder):
+                seen = self.teacher(images)
+        return self.objective(pair(seen, self.student(images), done=done)), self.objective.values
 
     def state_dict(self) -> dict[str, Any]:
         parts: dict[str, Stateful] = {"optimizer": self.optimizer, "floor": self.floor, "objective": self.objective, "student": self.net}

@@ -174,7 +174,7 @@ class Trace:
     at: Mapping[str, tuple[Tensor, ...]]  # by need
     watch: Watch
     again: Callable[..., Any]  # (pixels=None, batch_statistics=False) -> the same, on something else
-    done: float = field(default=0.0, kw_only=True)  # share of the training before this batch
+    done: float | Tensor = field(default=0.0, kw_only=True)  # share of the training before this batch
 
     def detached(self) -> Trace:
         """The same without its graph, for another reader."""
@@ -192,7 +192,7 @@ class Pair(Trace):
     origin: Pair | None = field(default=None, kw_only=True)  # the pair this one was perturbed from
 
 
-def pair(teacher: Trace, student: Trace, origin: Pair | None = None, done: float = 0.0) -> Pair:
+def pair(teacher: Trace, student: Trace, origin: Pair | None = None, done: float | Tensor = 0.0) -> Pair:
     """Teacher and student on the same batch."""
 
     def again(pixels: Tensor | None = None, batch_statistics: bool = False) -> Pair:

@@ -96,7 +96,7 @@ class TwinSimilarity(Loss[Trace]):
     def __call__(self, seen: Trace) -> Tensor:
         found, number = F.normalize(features(seen), dim=1), fact(seen, "twins")
         twins = (number[:, None] == number).float().fill_diagonal_(0)
-        weight = min(1.0, seen.done / self.ramp) if self.ramp else 1.0
+        weight = min(1.0, float(seen.done) / self.ramp) if self.ramp else 1.0
         return weight * (found @ found.T * twins).sum() / twins.sum().clamp_min(1)
 
 

@@ -17,7 +17,7 @@ def entropy(logits: Tensor) -> Tensor:
     return -(logits.softmax(1) * logits.log_softmax(1)).sum(1) / math.log(logits.shape[1])
 
 
-def threshold(seen: Pair, start: float, end: float) -> float:
+def threshold(seen: Pair, start: float, end: float) -> float | Tensor:
     """The entropy up to which a label counts as reliable: it falls from `start` to `end` along the training (section 3)."""
     return start - seen.done * (start - end)
 

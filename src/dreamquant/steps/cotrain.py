@@ -64,7 +64,7 @@ class Meeting:
         """One update of the student on these images, of which the teacher's part may be known."""
         self.measured()
         self.learner.step(images, self.done, seen)
-        both: dict[str, Tensor | float] = {**loop.values, **self.learner.objective.values}
+        both: dict[str, Tensor | float] = {**loop.values, **self.learner.values}
         loop.show(**both)
 
     def measured(self) -> None:

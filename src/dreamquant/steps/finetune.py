@@ -27,4 +27,4 @@ class FineTune:
             learner = self.learn.on(student, teacher)
             for number in (loop := run.loop("fine-tuning", self.iterations, learner=learner)):
                 learner.step(images.batch(number, self.batch, run.seed), number / self.iterations)
-                loop.show(**learner.objective.values)
+                loop.show(**learner.values)

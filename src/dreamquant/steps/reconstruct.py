@@ -15,6 +15,7 @@ import torch.nn as nn
 from torch import Tensor, fx
 
 from dreamquant import graph
+from dreamquant.gradients import Gradients, Tensors
 from dreamquant.images import Images
 from dreamquant.losses.unit import SquaredError, UnitError
 from dreamquant.model import Model
@@ -40,12 +41,15 @@ class Anneal:
     end: float = 2.0
     warm_up: float = 0.2
 
-    def __call__(self, soft: list[Tensor], done: float) -> Tensor:
-        """`soft`: the h of all weights of a piece; `done`: the share of the loop before this update."""
-        if done < self.warm_up or not soft:
+    def exponent(self, done: float) -> float | None:
+        """b, when this share of the loop is done; None in the warm-up."""
+        return None if done < self.warm_up else self.end + (self.start - self.end) * (1 - done) / (1 - self.warm_up)
+
+    def __call__(self, soft: list[Tensor], exponent: Tensor | None) -> Tensor:
+        """`soft`: the h of all weights of a piece."""
+        if exponent is None or not soft:
             return torch.zeros(())
-        b = self.end + (self.start - self.end) * (1 - (done - self.warm_up) / (1 - self.warm_up))
-        terms = [(1 - (2 * h - 1).abs().pow(b)).sum() for h in soft]
+        terms = [(1 - (2 * h - 1).abs().pow(exponent)).sum() for h in soft]
         return self.weight * sum(terms[1:], terms[0])
 
 
@@ -135,22 +139,28 @@ class Rebuilding:
         with self._learning():
             optimizers = [part.on(learned) for part, learned in self.groups]
             live: dict[str, Stateful] = {f"optimizer{number}": optimizer for number, optimizer in enumerate(optimizers)}
+            gradients = Gradients(self._loss, self.learned)
             live |= {"learned": nn.ParameterList(self.learned), "floor": self.floor}
             for number in (loop := run.loop("reconstruction", how.iterations, **live)):
-                pick = torch.randperm(len(wanted))[: how.batch]
-                x = some(mine, pick, device)
-                x = x.lerp_(some(exact, pick, device), drawn(x, how.drop)) if how.drop else x
-                error = how.error(self.part(x), some(wanted, pick, device))
-                pull = how.anneal([rule.soft() for rule in self.soft.values()], number / how.iterations)
+                pick, b = torch.randperm(len(wanted))[: how.batch], how.anneal.exponent(number / how.iterations)
+                batch = {"mine": mine, "wanted": wanted} | ({"exact": exact} if how.drop else {})
+                inputs = {name: some(x, pick, device) for name, x in batch.items()}
+                values = gradients(inputs if b is None else inputs | {"exponent": torch.full((), b, dtype=torch.float64, device=device)})
                 for optimizer, (part, _) in zip(optimizers, self.groups, strict=True):
-                    optimizer.zero_grad()
                     pace(optimizer, part, number / how.iterations)
-                (error + pull).backward(inputs=self.learned)
                 with self.floor:
                     for optimizer in optimizers:
                         optimizer.step()
-                loop.show(error=error.detach(), rounding=pull.detach())
+                loop.show(**values)
         self._harden()
+
+    def _loss(self, inputs: Tensors) -> tuple[Tensor, Tensors]:
+        """On a batch of inputs of the student and of the teacher, and of the teacher's outputs; with its two terms."""
+        x = inputs["mine"]
+        x = x.lerp(inputs["exact"], drawn(x, self.how.drop)) if self.how.drop else x
+        error = self.how.error(self.part(x), inputs["wanted"])
+        pull = self.how.anneal([rule.soft() for rule in self.soft.values()], inputs.get("exponent"))
+        return error + pull, {"error": error.detach(), "rounding": pull.detach()}
 
     @contextlib.contextmanager
     def _learning(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from dreamquant.gradients import Gradients, Tensors
 from dreamquant.images import ImageBuffer, Images
 from dreamquant.losses.algebra import Loss, Objective
 from dreamquant.model import Model
@@ -189,17 +190,21 @@ class OptimizePixels:
         holder = nn.ParameterDict({"raw": raw})
         optimizer = self.optimizer.on([raw])
         waiting = Waiting(self.patience)
+
+        def loss(inputs: Tensors) -> tuple[Tensor, Tensors]:
+            shown = applied(self.transforms, self.space.shown(model, raw))
+            return objective(watch(replace(asked, pixels=shown))), objective.values
+
+        gradients = Gradients(loss, [raw])
         live: dict[str, Stateful] = {"holder": holder, "optimizer": optimizer, "objective": objective, "waiting": waiting}
         for step in (loop := run.loop("dreaming", self.iterations, **live)):
-            shown = applied(self.transforms, self.space.shown(model, raw))
-            loss = objective(watch(replace(asked, pixels=shown)))
-            raw.grad = torch.autograd.grad(loss, raw)[0]
+            values = gradients({})
             pace(optimizer, self.optimizer, step / self.iterations)
             optimizer.step()
             with torch.no_grad():
                 self.space.keep(raw)
-            loop.show(**objective.values)
-            if waiting.enough(float(loss.detach())):
+            loop.show(**values)
+            if waiting.enough(sum(loop.values.values())):
                 loop.stop()
         return replace(asked, pixels=self.space.shown(model, raw).detach())
 

@@ -1,0 +1,91 @@
+"""Gradients: those of one loss, thousands of times, on inputs of the same shapes. A GPU records the work once and replays it.
+
+An update of a small network is a thousand kernels of microseconds each, and Python starts them more slowly than a GPU ends them.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+Work = Callable[[Tensors], tuple[Tensor, Tensors]]
+
+
+class Gradients:
+    """Puts the gradients of a loss into `grad` of what is learned. Live, and without state that would have to be saved.
+
+    The loss is a function of named tensors and of what is learned that also gives the values of its terms, and it keeps
+    nothing that its next call reads. On a GPU the first call with tensors of some names and shapes is rehearsed and
+    recorded, later ones are replayed; a loss that waits for the GPU or draws from the CPU's generator cannot be recorded,
+    and is computed anew every time.
+    """
+
+    def __init__(self, loss: Work, learned: Sequence[Tensor]) -> None:
+        self.loss, self.learned = loss, learned
+        self.records: dict[tuple[tuple[str, torch.Size], ...], Record | None] = {}
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        """The values of the terms for these inputs, detached."""
+        kind = tuple((name, x.shape) for name, x in inputs.items())
+        if self.learned[0].is_cuda and kind not in self.records:
+            possible = recordable(self._anew, inputs, self.learned[0].device)
+            self.records[kind] = Record(self._anew, inputs, self.learned) if possible else None
+        record = self.records.get(kind)
+        return record(inputs) if record else self._anew(inputs)
+
+    def _anew(self, inputs: Tensors) -> Tensors:
+        loss, values = self.loss(inputs)
+        differentiate(loss, self.learned)
+        return values
+
+
+def differentiate(loss: Tensor, learned: Sequence[Tensor]) -> None:
+    """Put the gradients of a loss into `grad` of what is learned, instead of what is there."""
+    for p in learned:
+        p.grad = None
+    loss.backward(inputs=learned)
+
+
+class Record:
+    """Work that leaves gradients, as a CUDA graph: it reads tensors of its own, and its results lie in the same place every time."""
+
+    def __init__(self, work: Callable[[Tensors], Tensors], inputs: Tensors, learned: Sequence[Tensor]) -> None:
+        self.inputs = {name: x.detach().clone() for name, x in inputs.items()}
+        self.learned, self.graph = learned, torch.cuda.CUDAGraph()
+        gc.collect()  # what is left of a rehearsal would tie the record to its stream
+        with torch.cuda.graph(self.graph):
+            self.values = work(self.inputs)
+        self.gradients = [p.grad for p in learned]
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        for name, x in inputs.items():
+            self.inputs[name].copy_(x)
+        self.graph.replay()
+        for p, gradient in zip(self.learned, self.gradients, strict=True):
+            p.grad = gradient
+        return self.values
+
+
+def recordable(work: Callable[[Tensors], Tensors], inputs: Tensors, device: torch.device) -> bool:
+    """Whether work can be replayed: a rehearsal neither waits for the GPU nor draws from the CPU's generator.
+
+    Generators are afterwards as before. An error of the work itself is left to its next call.
+    """
+    here, aside, told = torch.cuda.current_stream(device), torch.cuda.Stream(device), torch.cuda.get_sync_debug_mode()
+    with torch.random.fork_rng([device]):
+        before = torch.get_rng_state()
+        aside.wait_stream(here)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with torch.cuda.stream(aside):
+                work(inputs)
+        except RuntimeError:
+            return False
+        finally:
+            torch.cuda.set_sync_debug_mode(told)
+            here.wait_stream(aside)
+        return torch.equal(before, torch.get_rng_state())

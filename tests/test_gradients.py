@@ -1,0 +1,171 @@
+"""Gradients: as autograd gives them, and on a GPU the same whether they are computed anew or replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from dreamquant import Images, Model, Run, gradients, recipes
+from dreamquant.gradients import Gradients, Tensors, recordable
+from dreamquant.losses.image import BatchNormDeviation, ClassTarget
+from dreamquant.quant.scheme import scheme_of
+from dreamquant.quant.student import Student, convert
+from dreamquant.recipes import _fast
+from dreamquant.steps.finetune import FineTune
+from dreamquant.synthesis.pixels import OptimizePixels
+from oracles import FACTS
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: nothing can be recorded")
+
+
+def quadratic(weight: Tensor) -> Callable[[Tensors], tuple[Tensor, Tensors]]:
+    """sum((w - x)^2) + 2 sum(w), of which the gradient is 2 (w - x) + 2."""
+
+    def loss(inputs: Tensors) -> tuple[Tensor, Tensors]:
+        near, small = (weight - inputs["x"]).square().sum(), 2 * weight.sum()
+        return near + small, {"near": near.detach(), "small": small.detach()}
+
+    return loss
+
+
+def check(device: str, calls: int) -> None:
+    weight = torch.arange(3.0, device=device).requires_grad_()
+    take = Gradients(quadratic(weight), [weight])
+    for number in range(calls):
+        x = torch.full((3,), float(number), device=device)
+        values = take({"x": x})
+        assert weight.grad is not None and torch.equal(weight.grad, 2 * (weight.detach() - x) + 2)
+        assert values["near"] == (weight.detach() - x).square().sum() and values["small"] == 2 * weight.detach().sum()
+        with torch.no_grad():
+            weight.add_(1)
+
+
+def test_gradients_are_those_of_the_loss() -> None:
+    check("cpu", 3)
+
+
+def test_what_nothing_depends_on_has_no_gradient() -> None:
+    weight, other = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    other.grad = torch.ones(2)
+    Gradients(lambda inputs: (weight.sum(), {}), [weight, other])({})
+    assert weight.grad is not None and (other.grad is None or not other.grad.any())
+
+
+@GPU
+def test_a_replay_reads_new_inputs_and_parameters() -> None:
+    check("cuda", 5)
+
+
+@GPU
+def test_every_shape_is_recorded_apart() -> None:
+    weight = torch.ones(1, device="cuda", requires_grad=True)
+    take = Gradients(quadratic(weight), [weight])
+    for size in (2, 3, 2, 3):
+        take({"x": torch.zeros(size, device="cuda")})
+        assert weight.grad is not None and weight.grad.item() == 2 * size + 2
+    assert len(take.records) == 2 and all(take.records.values())
+
+
+@GPU
+@pytest.mark.parametrize(
+    ("loss", "possible"),
+    [
+        (lambda w: w.square().sum(), True),
+        (lambda w: (w * torch.rand_like(w)).sum(), True),  # the GPU's own generator is replayed with new numbers
+        (lambda w: w.sum() * float(w.detach().max()), False),
+        (lambda w: (w * torch.rand(len(w)).to(w.device)).sum(), False),
+        (lambda w: w.sum() * torch.rand(()).item(), False),
+    ],
+    ids=["plain", "draws-there", "waits", "draws-and-copies", "draws"],
+)
+def test_what_cannot_be_recorded_is_noticed(loss: Callable[[Tensor], Tensor], possible: bool) -> None:
+    weight = torch.ones(1000, device="cuda", requires_grad=True)
+    take = Gradients(lambda inputs: (loss(weight), {}), [weight])
+    states = torch.get_rng_state(), torch.cuda.get_rng_state()
+    assert recordable(take._anew, {}, weight.device) == possible
+    assert all(torch.equal(a, b) for a, b in zip(states, (torch.get_rng_state(), torch.cuda.get_rng_state()), strict=True))
+    assert torch.cuda.get_sync_debug_mode() == 0
+    take({})
+    assert weight.grad is not None and weight.grad.isfinite().all()
+
+
+@GPU
+def test_a_replay_draws_what_the_seed_says() -> None:
+    weight = torch.ones(1000, device="cuda", requires_grad=True)
+
+    def drawn(take: Gradients) -> list[Tensor]:
+        found = []
+        for seed in (5, 6, 5):
+            torch.manual_seed(seed)
+            take({})
+            assert weight.grad is not None
+            found.append(weight.grad.clone())
+        return found
+
+    first, second, third = drawn(Gradients(lambda inputs: ((weight * torch.rand_like(weight)).sum(), {}), [weight]))
+    torch.manual_seed(6)
+    assert torch.equal(first, third) and not torch.equal(first, second) and torch.equal(second, torch.rand_like(weight))
+
+
+def outcome(step: Callable[[Student, Model, Images, Run], None], net: nn.Module, recorded: bool, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """The student's state after a step on the GPU, in one row; records are allowed or not."""
+    seen: list[bool] = []
+
+    def asked(*all: object) -> bool:
+        seen.append(recorded and recordable(*all))  # type: ignore[arg-type]
+        return seen[-1]
+
+    monkeypatch.setattr(gradients, "recordable", asked)
+    model = Model.from_module(net, *FACTS).to("cuda")
+    torch.manual_seed(1)
+    images = Images(torch.randn(32, 3, 16, 16), torch.arange(32) % 10).to("cuda")
+    student = convert(model, scheme_of("w4a4", None))
+    step(student, model, images, Run(3, device="cuda"))
+    assert seen and all(answer == recorded for answer in seen)
+    return torch.cat([x.detach().double().flatten().cpu() for x in student.net.state_dict().values() if isinstance(x, Tensor)])
+
+
+@GPU
+@pytest.mark.parametrize("name", ["distill", "synq", "hast", "plf", "dream"])
+def test_steps_come_out_alike(name: str, tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of a recipe in turn, a few updates of those that learn: replayed as computed anew."""
+    short = [replace(step, iterations=8, batch=16) if hasattr(step, "iterations") else step for step in recipes.find(name)().steps]
+
+    def all_of_them(student: Student, model: Model, images: Images, run: Run) -> None:
+        for step in short:
+            step(student, model, images, run)  # type: ignore[operator]
+
+    replayed, anew = (outcome(all_of_them, tiny_net, recorded, monkeypatch) for recorded in (True, False))
+    assert torch.allclose(replayed, anew, rtol=1e-3, atol=1e-4)
+
+
+@GPU
+def test_images_come_out_alike(tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    dream, found = OptimizePixels(BatchNormDeviation() + 0.1 * ClassTarget(), count=16, batch=8, iterations=6), []
+    for recorded in (True, False):
+        monkeypatch.setattr(gradients, "recordable", lambda *all, recorded=recorded: recorded and recordable(*all))
+        found.append(dream(Model.from_module(tiny_net, *FACTS).to("cuda"), Run(3, device="cuda")).pixels)
+    assert torch.allclose(*found, rtol=1e-3, atol=1e-3)
+
+
+@GPU
+def test_a_student_whose_loss_draws_learns_all_the_same(tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TexQ mixes images by shares that the CPU draws."""
+    learn = next(step.learn for step in recipes.find("texq")().steps if isinstance(step, FineTune))
+
+    def steps(student: Student, model: Model, images: Images, run: Run) -> None:
+        for step in (*_fast.taught(learn.loss)[:2], FineTune(learn, 4, 16)):
+            step(student, model, images, run)
+
+    monkeypatch.setattr(gradients, "recordable", recordable)
+    model = Model.from_module(tiny_net, *FACTS).to("cuda")
+    student = convert(model, scheme_of("w4a4", None))
+    before = {name: x.clone() for name, x in student.net.state_dict().items() if isinstance(x, Tensor) and "conv" in name}
+    steps(student, model, Images(torch.randn(32, 3, 16, 16), torch.arange(32) % 10).to("cuda"), Run(3, device="cuda"))
+    after = student.net.state_dict()
+    assert before and any(not torch.equal(after[name], x) for name, x in before.items())
