@@ -160,3 +160,15 @@ def test_cached_images_are_not_dreamed_again(model: Model, tmp_path: Path) -> No
     again = small("distill").dream(model, run)
     assert torch.equal(first.pixels, again.pixels)
     assert not run.curves and run.seconds["synthesis"] > 0, "nothing was dreamed; the time is that of the first dreaming"
+
+
+def test_a_step_is_shortened_to_a_share_of_what_it_moves() -> None:
+    """By hand: |w| = 5, rate 0.1, so a gradient longer than 0.01 * 5 / 0.1 = 0.5 has length 0.5; shorter ones stay."""
+    for length, expected in ((10.0, 0.5), (0.25, 0.25)):
+        weights = [torch.tensor([3.0], requires_grad=True), torch.tensor([4.0], requires_grad=True)]
+        optimizer = Sgd(0.1, momentum=0.0, weight_decay=0.0, nesterov=False, most=0.01).on(weights)
+        for w, share in zip(weights, (0.6, 0.8), strict=True):
+            w.grad = torch.tensor([share * length])
+        optimizer.step()
+        moved = [before - w.item() for before, w in zip((3.0, 4.0), weights, strict=True)]
+        assert moved == pytest.approx([0.1 * expected * 0.6, 0.1 * expected * 0.8], rel=1e-4)

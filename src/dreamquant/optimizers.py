@@ -69,16 +69,35 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Sgd:
-    """Stochastic gradient descent with (Nesterov) momentum."""
+    """Stochastic gradient descent with (Nesterov) momentum.
+
+    `most`: a gradient is shortened where the rate would make its step longer than this share of the norm of what it moves.
+    """
 
     lr: float
     momentum: float = 0.9
     weight_decay: float = 1e-4
     nesterov: bool = True
     schedule: Schedule = Decay()
+    most: float | None = None
 
     def on(self, parameters: Parameters, codes: Codes = NO_CODES) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, self.lr, self.momentum, 0, self.weight_decay, self.nesterov)
+        optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, 0, self.weight_decay, self.nesterov)
+        if self.most is not None:
+            most = self.most
+            optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: shorten(optimizer, most))
+        return optimizer
+
+
+def shorten(optimizer: torch.optim.Optimizer, most: float) -> None:
+    """Scale the gradients of each group so that rate times gradient is at most this share of the norm of its parameters."""
+    for group in optimizer.param_groups:
+        moved = [p for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in moved]
+        step = group["lr"] * torch.nn.utils.get_total_norm(gradients)
+        share = (most * torch.nn.utils.get_total_norm([p.detach() for p in moved]) / step).clamp(max=1)
+        for gradient in gradients:
+            gradient.mul_(share)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@ Paper: the label an image was dreamed with is not used; where the teacher's entr
 elsewhere its two first classes share the label by their odds (weight 0.3), and the entropy that counts as low falls from
 0.5 to 0.2 along the training; features weigh 100, SGD starts at 1e-3. `paper` has the CIFAR settings (ImageNet: entropies
 0.4 to 0.1, weights 0.5 and 4000, class loss 0.1, SGD 1e-5). Unspecified there, so ours: images as HAST's with a plain
-class loss; KL as it is printed, at temperature 1 (with IntraQ's weight and temperature of 20, the published rate loses a
-student of 3 bits in three updates); HAST's channel attention for the features, which the weight suggests; entropy of every
-augmented view; batch, epochs and decay of IntraQ. `fast`: KL with weight and temperature 20, images, ranges and pace of
-recipes/_fast.py.
+class loss; KL as it is printed, at temperature 1; HAST's channel attention for the features, which the weight suggests;
+entropy of every augmented view; batch, epochs and decay of IntraQ. `fast`: KL with weight and temperature 20, images, ranges
+and pace of recipes/_fast.py.
 """
 
 from __future__ import annotations

@@ -4,11 +4,10 @@ HAST (hast.py), and three ideas (Eq. 6): a low-pass filter on every fetched batc
 aligned, hard labels only where the teacher finds the image easy. From its code, not its paper: KL with temperature 20
 and weight 20, HAST's feature alignment (weight 1000) and, in `paper` only, its harder twins by one sign step, the own
 winner as Grad-CAM's class (`SaliencyMatch(GradCam(of_label=True))` is the paper's), its clamped weights. Ours: of the
-paper's three rates the middle one, because at 1e-4 a student of 3 bits is lost in four updates; the filter's cut-off as a
-share of the width (0.357 is 80 of 224; the CIFAR value is unpublished); what recipes/_paper.py says. The layered BNS term
-is left out: at its published weight it is 2e-4 of the rest. `fast`: count, steps, space and pace as in recipes/_fast.py;
-a cut-off at Nyquist's frequency, 16 of 32 (the grid: experiments/ablations.py:cutoffs); no twins, which Eq. 6 does not
-have and which double the student's passes.
+paper's three rates the first; the filter's cut-off as a share of the width (0.357 is 80 of 224; the CIFAR value is
+unpublished); what recipes/_paper.py says. The layered BNS term is left out: at its published weight it is 2e-4 of the rest.
+`fast`: count, steps, space and pace as in recipes/_fast.py; a cut-off at Nyquist's frequency, 16 of 32 (the grid:
+experiments/ablations.py:cutoffs); no twins, which Eq. 6 does not have and which double the student's passes.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def synq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> R
     if effort == "fast":
         return Recipe("synq", HARD, scheme_of(bits, ends), _fast.taught(loss, FILTER))
     harder = loss + OnHarderImages(agree, 0.01)
-    tune = _paper.student(harder, 1e-5, (*_paper.AUGMENT, PUBLISHED), iterations=20_000, falls=(0.2, 0.4, 0.6))
+    tune = _paper.student(harder, 1e-4, (*_paper.AUGMENT, PUBLISHED), iterations=20_000, falls=(0.2, 0.4, 0.6))
     return Recipe("synq", HARD_PAPER, scheme_of(bits, ends), (replace(_paper.CALIBRATE, transforms=(PUBLISHED,)), tune))
 
 

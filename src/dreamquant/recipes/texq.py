@@ -5,9 +5,8 @@ energies); its statistics are the centre that images of the class are held to; a
 mixtures of images, of which no labels are used; learning rate 0.05 and batches of 128. From SynQ's port: the calibration
 images' weights (5, 0.2, 1.1), which layers are deep, 1,500 steps. The published third stage is a conditional generator:
 here the images are optimised on pixels by the same losses (alphas 0.4 and 0.04 from the ranges SynQ searched). Ours: that,
-the formula of the texture term, mixing shares from Beta(1, 1), cross-entropy weight 1, SGD 1e-5 (at 1e-4 a student of 3
-bits is lost in five updates), what recipes/_paper.py says. `fast`: BatchNorm in units of the network's deviations, count,
-steps, space and pace as in recipes/_fast.py.
+the formula of the texture term, mixing shares from Beta(1, 1), cross-entropy weight 1, SGD 1e-4, what recipes/_paper.py
+says. `fast`: BatchNorm in units of the network's deviations, count, steps, space and pace as in recipes/_fast.py.
 """
 
 from __future__ import annotations
@@ -34,4 +33,4 @@ def texq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> R
         return Recipe("texq", images, scheme_of(bits, ends), _fast.taught(loss))
     first = replace(_paper.images(5 * ClassTarget() + LayeredBatchNorm() + TextureBalance()), iterations=1500, optimizer=Adam(0.05))
     images = replace(_paper.images(0.4 * BatchNormMatch() + ClassTarget() + 0.04 * ClassCentre()), exemplars=first)
-    return Recipe("texq", images, scheme_of(bits, ends), (_paper.CALIBRATE, _paper.student(loss, 1e-5, batch=128)))
+    return Recipe("texq", images, scheme_of(bits, ends), (_paper.CALIBRATE, _paper.student(loss, 1e-4, batch=128)))
