@@ -6,7 +6,9 @@ An update of a small network is a thousand kernels of microseconds each, and Pyt
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -57,7 +59,8 @@ class Record:
         self.inputs = {name: x.detach().clone() for name, x in inputs.items()}
         self.learned, self.graph = learned, torch.cuda.CUDAGraph()
         gc.collect()  # what is left of a rehearsal would tie the record to its stream
-        with torch.cuda.graph(self.graph):
+        device = learned[0].device
+        with torch.cuda.device(device), torch.cuda.graph(self.graph, stream=aside(device)):
             self.values = work(self.inputs)
         self.gradients = [p.grad for p in learned]
 
@@ -70,22 +73,29 @@ class Record:
         return self.values
 
 
+@cache
+def aside(device: torch.device) -> torch.cuda.Stream:
+    """Where work is rehearsed and recorded: one stream of each GPU, because libraries keep memory for every stream they have seen."""
+    return torch.cuda.Stream(device)
+
+
 def recordable(work: Callable[[Tensors], Tensors], inputs: Tensors, device: torch.device) -> bool:
     """Whether work can be replayed: a rehearsal neither waits for the GPU nor draws from the CPU's generator.
 
     Generators are afterwards as before. An error of the work itself is left to its next call.
     """
-    here, aside, told = torch.cuda.current_stream(device), torch.cuda.Stream(device), torch.cuda.get_sync_debug_mode()
-    with torch.random.fork_rng([device]):
+    here, there, told = torch.cuda.current_stream(device), aside(device), torch.cuda.get_sync_debug_mode()
+    with torch.random.fork_rng([device]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its mode for finding waits a prototype
         before = torch.get_rng_state()
-        aside.wait_stream(here)
+        there.wait_stream(here)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            with torch.cuda.stream(aside):
+            with torch.cuda.stream(there):
                 work(inputs)
         except RuntimeError:
             return False
         finally:
             torch.cuda.set_sync_debug_mode(told)
-            here.wait_stream(aside)
+            here.wait_stream(there)
         return torch.equal(before, torch.get_rng_state())
