@@ -152,6 +152,14 @@ def test_a_step_that_is_not_positive_is_named() -> None:
         freeze(student, {})
 
 
+def test_weights_that_are_not_finite_are_named() -> None:
+    student = student_of(small(), scheme_of("w4a4", None))
+    with torch.no_grad():
+        next(iter(student.layers().values())).weight[0, 0, 0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match="conv1: its weights are not finite, .* lower the learning rate"):
+        freeze(student, {})
+
+
 def test_layers_left_in_float_are_listed() -> None:
     assert "up" in freeze(student_of(Odd(), scheme_of("w4a4")), {}).left_in_float
 

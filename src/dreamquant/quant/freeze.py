@@ -19,7 +19,8 @@ from dreamquant.quant.student import QuantConv2d, QuantLinear, Student
 def freeze(student: Student, provenance: Mapping[str, Any]) -> QuantizedModel:
     """The program of a student, with integer weights. It computes what `student.net` computes.
 
-    Raises ValueError for a quantizer without a range, FloatingPointError for a step that is not positive.
+    Raises ValueError for a quantizer without a range, FloatingPointError for a step that is not positive or weights that
+    are not finite.
     """
     source = student.source
     facts = Facts(source.shape, source.mean, source.std, source.classes, source.name)
@@ -136,6 +137,8 @@ class _Freezing:
 
     def _layer(self, node: fx.Node, layer: QuantConv2d | QuantLinear) -> None:
         weight, source = layer.weight.detach(), self._name(node.all_input_nodes[0])
+        if not bool(weight.isfinite().all()):  # the loss need not show it: a GPU's kernels put NaN on the grid
+            raise FloatingPointError(f"{node.target}: its weights are not finite, so training was lost; lower the learning rate")
         scale, zero = (v.detach().expand(len(weight), *[1] * (weight.ndim - 1)).flatten() for v in layer.quantizer.grid(weight))
         if not bool(scale.isfinite().all()):
             raise ValueError(f"{node.target}: no range of its weights was ever found; add SetWeightRanges")
