@@ -20,10 +20,10 @@ Work = Callable[[Tensors], tuple[Tensor, Tensors]]
 class Gradients:
     """Puts the gradients of a loss into `grad` of what is learned. Live, and without state that would have to be saved.
 
-    The loss is a function of named tensors and of what is learned that also gives the values of its terms, and it keeps
-    nothing that its next call reads. On a GPU the first call with tensors of some names and shapes is rehearsed and
-    recorded, later ones are replayed; a loss that waits for the GPU or draws from the CPU's generator cannot be recorded,
-    and is computed anew every time.
+    The loss is a function of named tensors and of what is learned that also gives the values of its terms; it keeps nothing
+    that its next call reads, and leaves its inputs as they are. On a GPU the first call with tensors of some names and shapes
+    is rehearsed and recorded, later ones are replayed; a loss that waits for the GPU or draws from the CPU's generator cannot
+    be recorded, and is computed anew every time.
     """
 
     def __init__(self, loss: Work, learned: Sequence[Tensor]) -> None:

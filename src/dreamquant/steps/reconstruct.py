@@ -43,7 +43,9 @@ class Anneal:
 
     def exponent(self, done: float) -> float | None:
         """b, when this share of the loop is done; None in the warm-up."""
-        return None if done < self.warm_up else self.end + (self.start - self.end) * (1 - done) / (1 - self.warm_up)
+        if done < self.warm_up:
+            return None
+        return self.end + (self.start - self.end) * (1 - (done - self.warm_up) / (1 - self.warm_up))
 
     def __call__(self, soft: list[Tensor], exponent: Tensor | None) -> Tensor:
         """`soft`: the h of all weights of a piece."""
@@ -143,9 +145,10 @@ class Rebuilding:
             live |= {"learned": nn.ParameterList(self.learned), "floor": self.floor}
             for number in (loop := run.loop("reconstruction", how.iterations, **live)):
                 pick, b = torch.randperm(len(wanted))[: how.batch], how.anneal.exponent(number / how.iterations)
-                batch = {"mine": mine, "wanted": wanted} | ({"exact": exact} if how.drop else {})
-                inputs = {name: some(x, pick, device) for name, x in batch.items()}
-                values = gradients(inputs if b is None else inputs | {"exponent": torch.full((), b, dtype=torch.float64, device=device)})
+                x = some(mine, pick, device)
+                x = x.lerp_(some(exact, pick, device), drawn(x, how.drop)) if how.drop else x
+                annealing = {} if b is None else {"exponent": torch.full((), b, dtype=torch.float64, device=device)}
+                values = gradients({"x": x, "wanted": some(wanted, pick, device), **annealing})
                 for optimizer, (part, _) in zip(optimizers, self.groups, strict=True):
                     pace(optimizer, part, number / how.iterations)
                 with self.floor:
@@ -155,10 +158,8 @@ class Rebuilding:
         self._harden()
 
     def _loss(self, inputs: Tensors) -> tuple[Tensor, Tensors]:
-        """On a batch of inputs of the student and of the teacher, and of the teacher's outputs; with its two terms."""
-        x = inputs["mine"]
-        x = x.lerp(inputs["exact"], drawn(x, self.how.drop)) if self.how.drop else x
-        error = self.how.error(self.part(x), inputs["wanted"])
+        """On a batch of the piece's inputs and of what is wanted of them; with its two terms."""
+        error = self.how.error(self.part(inputs["x"]), inputs["wanted"])
         pull = self.how.anneal([rule.soft() for rule in self.soft.values()], inputs.get("exponent"))
         return error + pull, {"error": error.detach(), "rounding": pull.detach()}
 
