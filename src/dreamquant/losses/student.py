@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamquant.losses.algebra import Loss
-from dreamquant.losses.image import mean_of
 from dreamquant.losses.saliency import GradCam, Saliency, saliency
-from dreamquant.losses.unit import relative_error
 from dreamquant.trace import Pair, Trace
 
 
@@ -71,31 +69,6 @@ class FeatureMatch(Loss[Pair]):
         both = zip(seen.at["blocks"], seen.student.at["blocks"], strict=True)
         terms = [F.mse_loss(attention(student), attention(teacher)) for teacher, student in both]
         return sum(terms[1:], terms[0])
-
-
-@dataclass(frozen=True)
-class ActivationMatch(Loss[Pair]):
-    """Mean over places of the student's squared error in units of the teacher's variance there (ours).
-
-    `place` is "activations" (outputs of activation functions) or "blocks". The teacher is detached.
-    """
-
-    place: str = "activations"
-
-    def wants(self) -> frozenset[str]:
-        return frozenset({self.place})
-
-    def __call__(self, seen: Pair) -> Tensor:
-        both = zip(seen.at[self.place], seen.student.at[self.place], strict=True)
-        return mean_of([relative_error(s, t.detach()) for t, s in both])
-
-
-@dataclass(frozen=True)
-class LogitMatch(Loss[Pair]):
-    """The student's squared error of the logits in units of the teacher's variance there (ours); the teacher is detached."""
-
-    def __call__(self, seen: Pair) -> Tensor:
-        return relative_error(seen.student.logits, seen.logits.detach())
 
 
 @dataclass(frozen=True)
