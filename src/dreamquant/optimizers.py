@@ -82,22 +82,32 @@ class Sgd:
     most: float | None = None
 
     def on(self, parameters: Parameters, codes: Codes = NO_CODES) -> torch.optim.Optimizer:
-        optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, 0, self.weight_decay, self.nesterov)
+        return BoundedSgd(parameters, self)
+
+
+class BoundedSgd(torch.optim.SGD):
+    """The live form of `Sgd`."""
+
+    def __init__(self, parameters: Parameters, part: Sgd) -> None:
+        super().__init__(parameters, part.lr, part.momentum, 0, part.weight_decay, part.nesterov)
+        self.most = part.most
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update; groups are paced by `pace`."""
         if self.most is not None:
-            most = self.most
-            optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: shorten(optimizer, most))
-        return optimizer
+            self.shorten(self.most)
+        super().step(closure)
 
-
-def shorten(optimizer: torch.optim.Optimizer, most: float) -> None:
-    """Scale the gradients of each group so that rate times gradient is at most this share of the norm of its parameters."""
-    for group in optimizer.param_groups:
-        moved = [p for p in group["params"] if p.grad is not None]
-        gradients = [p.grad for p in moved]
-        step = group["lr"] * torch.nn.utils.get_total_norm(gradients)
-        share = (most * torch.nn.utils.get_total_norm([p.detach() for p in moved]) / step).clamp(max=1)
-        for gradient in gradients:
-            gradient.mul_(share)
+    def shorten(self, most: float) -> None:
+        """Scale the gradients of each group so that rate times gradient is at most this share of the norm of its parameters."""
+        for group in self.param_groups:
+            moved = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in moved]
+            step = group["lr"] * torch.nn.utils.get_total_norm(gradients)
+            share = (most * torch.nn.utils.get_total_norm([p.detach() for p in moved]) / step).clamp(max=1)
+            for gradient in gradients:
+                gradient.mul_(share)
 
 
 @dataclass(frozen=True)
