@@ -17,7 +17,6 @@ import torch
 
 from dreamquant import Images, Run, gradients, load_model, recipes
 from dreamquant.quant.student import convert
-from dreamquant.recipes import _fast
 
 
 def seconds(steps: list[Any], recorded: bool, batch: int) -> float:
@@ -49,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA device here: there is nothing to record on")
-    ready = [*_fast.taught(recipes.find("distill")().steps[-1].learn.loss)[:2]]
+    *ready, _ = recipes.distill().steps
     for name in args.recipes:
         tune = recipes.find(name)(effort="paper").steps[-1]
         short = replace(tune, iterations=args.updates, batch=args.batch)

@@ -184,6 +184,13 @@ def paper() -> list[Job]:
     return [*(replace(job, effort="paper") for job in (*ours, *small)), *small]
 
 
+def bounds() -> list[Job]:
+    """The first 100 updates of students at published rates, each step bounded as in recipes/_paper.py, and not."""
+    short = ("synthesis.count=512", "synthesis.iterations=100", "steps.FineTune.iterations=100")
+    settings = [(*short, f"steps.FineTune.learn.optimizer.most={most}") for most in ("0.001", "1e9")]
+    return [replace(matched_job(name, "w3a3", 0, how), effort="paper") for name in ("distill", "intraq") for how in settings]
+
+
 def imagenet() -> list[Job]:
     """The main job on a network of 1,000 classes and depthwise convolutions."""
     jobs = [imagenet_job(recipe, "w4a4", 0) for recipe in ("rtn", "zeroq", "distill", "synq", "genie", "dream")]

@@ -137,7 +137,7 @@ class _Freezing:
 
     def _layer(self, node: fx.Node, layer: QuantConv2d | QuantLinear) -> None:
         weight, source = layer.weight.detach(), self._name(node.all_input_nodes[0])
-        if not bool(weight.isfinite().all()):  # the loss need not show it: a GPU's kernels put NaN on the grid
+        if not bool(weight.isfinite().all()):  # on a GPU the loss was finite to the end where these were not
             raise FloatingPointError(f"{node.target}: its weights are not finite, so training was lost; lower the learning rate")
         scale, zero = (v.detach().expand(len(weight), *[1] * (weight.ndim - 1)).flatten() for v in layer.quantizer.grid(weight))
         if not bool(scale.isfinite().all()):
