@@ -26,7 +26,6 @@ from dreamquant.zoo import SUPERCLASS_OF_CIFAR10
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DREAMQUANT_DATA", ROOT.parent / "shared" / "data"))
 CIFAR = DATA / "cifar10"
-WORK = ROOT / "experiments" / ".work"
 MAIN = ("rtn", "zeroq", "distill", "dream", "synq")
 PIXELS = ("rtn", "zeroq", "dsg", "distill", "intraq", "hast", "texq", "plf", "ris", "synq", "genie", "dream")
 LEARNING = ("zeroq", "dsg", "distill", "intraq", "hast", "texq", "plf", "ris", "dream")  # what synq_on is put on
@@ -88,7 +87,7 @@ def imagenet_job(recipe: str, bits: str, seed: int, settings: Sequence[str] = ()
 
 def digits() -> Path:
     """scikit-learn's digits that training did not see, written where they are not yet."""
-    path = WORK / "digits.npz"
+    path = ROOT / "experiments" / ".work" / "digits.npz"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         write_digits(path)
@@ -97,7 +96,7 @@ def digits() -> Path:
 
 def animals() -> Path:
     """test.tar with the two classes of zoo:depthwise-animals, written where there is a test.tar and this is not yet."""
-    path = WORK / "animals.npz"
+    path = ROOT / "experiments" / ".work" / "animals.npz"
     if not path.exists() and (CIFAR / "test.tar").exists():
         data = LabelledImages.open(CIFAR / "test.tar")
         path.parent.mkdir(exist_ok=True)
