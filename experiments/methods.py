@@ -154,6 +154,11 @@ def halves() -> list[Job]:
     return [third_party_job("genie", bits, 0, ends=8) for bits in ("w3a8", "w8a3")]
 
 
+def residual() -> list[Job]:
+    """The same as `rebuilt` where sums read 8 bits, and only what layers read has fewer."""
+    return [replace(job, set=("scheme.residual=8",)) for job in rebuilt()]
+
+
 def generators_third_party() -> list[Job]:
     """Every method that trains a generator, on the third-party network."""
     return [third_party_job(method, bits, seed) for seed in SEEDS for bits in BITS for method in GENERATORS]

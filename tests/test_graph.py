@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, fx
 
 from dreamquant import Images, Model, graph
 from dreamquant.quant.ranges import LpSearch
-from dreamquant.quant.scheme import Scheme, scheme_of
+from dreamquant.quant.scheme import Scheme, scheme_of, uniform
 from dreamquant.quant.student import convert
 from dreamquant.run import Run
 from dreamquant.steps.calibrate import Calibrate, SetWeightRanges
@@ -191,6 +192,34 @@ def test_ends_give_the_first_and_last_layer_eight_bits(model: Model) -> None:
     layers = convert(model, scheme_of("w3a3", ends=8)).layers()
     bits = [layer.quantizer.format.bits for layer in layers.values()]
     assert bits[0] == bits[-1] == 8 and set(bits[1:-1]) == {3}
+
+
+@pytest.mark.parametrize("ends", [None, 8])
+def test_what_sums_read_keeps_its_own_bits(model: Model, ends: int | None) -> None:
+    student = convert(model, replace(uniform("w3a3", ends), residual=8))
+    net, quantizers = student.net, student.activation_quantizers()
+
+    def read(node: fx.Node) -> list[str]:
+        """The quantizers behind what a node reads."""
+        while not str(node.target).startswith("q."):
+            node = node.all_input_nodes[0]
+        return [str(node.target)[2:], *(read(node.all_input_nodes[0]) if "quantizes" in node.all_input_nodes[0].meta else ())]
+
+    of_layers = [read(node.all_input_nodes[0]) for node in graph.of_kind(net, *graph.LAYERS)]
+    of_sums = [read(source) for node in graph.of_kind(net, "add") for source in node.all_input_nodes]
+    doubled = {tuple(names) for names in of_layers if len(names) == 2}
+    assert len(doubled) == (2 if ends else 3), "what the second layer reads has 8 bits already"
+    assert all((name + "_residual",) == tuple(more) for name, *more in doubled)
+    assert all([quantizers[name].format.bits for name in names] == [3, 8] for names in doubled)
+    assert {len(names) for names in of_sums} == {1} and {quantizers[name].format.bits for (name,) in of_sums} == {8}
+    assert student.quantized_nodes() == {name: name.removesuffix("_residual") for name in quantizers}
+    assert all(quantizers[name].live for names in doubled for name in names)
+
+
+def test_bits_of_what_sums_read_are_checked_and_told() -> None:
+    with pytest.raises(ValueError, match="residual of 9 bits"):
+        replace(uniform("w3a3"), residual=9)
+    assert repr(replace(uniform("w3a3"), residual=8)).endswith("layers=(), residual=8)")
 
 
 def calibrated(model: Model, bits: str) -> tuple[object, Images]:

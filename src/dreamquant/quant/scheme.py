@@ -50,7 +50,9 @@ class Scheme:
     (the image and averages of quantized tensors stay in float; BatchNorm is not folded). `deploy`: every tensor an
     integer kernel reads or writes. `ends`: bits of the first and last layer's weights and of what the second and the
     last layer read. `spare`: the format of tensors that only an integer kernel quantizes. `layers`: exceptions for weights,
-    by the layer's name. `tensors`: exceptions for activations, by the name of the node that makes them.
+    by the layer's name. `tensors`: exceptions for activations, by the name of the node that makes them. `residual`: bits of
+    a tensor that a sum reads; layers that read it too have it rounded once more, to their own bits. Without it, sums read
+    what layers read.
     """
 
     weights: Int
@@ -60,14 +62,17 @@ class Scheme:
     spare: Int = Int(8)
     layers: tuple[tuple[str, Int], ...] = ()
     tensors: tuple[tuple[str, Int], ...] = ()
+    residual: int | None = None
 
     def __post_init__(self) -> None:
         if self.ends is not None and not 2 <= self.ends <= 8:
             raise ValueError(f"ends of {self.ends} bits: the first and the last layer take 2 to 8")
+        if self.residual is not None and not 2 <= self.residual <= 8:
+            raise ValueError(f"residual of {self.residual} bits: what sums read takes 2 to 8")
 
     def __repr__(self) -> str:
-        """Evaluates back; `tensors` is left out where it is empty, so that records from before it existed stay equal."""
-        shown = [field.name for field in fields(self) if field.name != "tensors" or self.tensors]
+        """Evaluates back; `tensors` and `residual` are left out where empty, so that records from before they existed stay equal."""
+        shown = [field.name for field in fields(self) if field.name not in ("tensors", "residual") or getattr(self, field.name)]
         return f"Scheme({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def on(self, model: Model, images: Images, run: Run) -> Scheme:

@@ -62,7 +62,7 @@ def trial(model: Model, base: Scheme) -> tuple[Student, list[Place]]:
             continue
         if isinstance(module, QuantConv2d | QuantLinear) and module.quantizer.format != formats[name + ".quantizer"]:
             places[name] = Place(name, node, module.quantizer, module.weight, module.weight.numel())
-        if isinstance(module, Quantizer) and module.live and module.format != formats[name]:
+        if isinstance(module, Quantizer) and module.live and module.format != formats.get(name, module.format):
             places[name] = Place(name, node, module, None, math.prod(node.meta["shape"][1:]))
     return made, list(places.values())
 

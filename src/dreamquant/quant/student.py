@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch.nn as nn
@@ -89,16 +90,36 @@ def convert(model: Model, scheme: Scheme) -> Student:
         if averaged and scheme.placement == "paper":
             form = scheme.spare  # the classifier reads an average of quantized values, not a low-bit tensor (MM family)
         form = scheme.tensor_format(node.name, form)
-        net.add_submodule("q." + node.name, Quantizer(form, (), live and scheme.activations is not None))
-        with net.graph.inserting_after(node):
-            q = net.graph.call_module("q." + node.name, (node,))
-        q.meta["shape"] = node.meta["shape"]
-        for user in [user for user in node.users if user is not q]:
-            user.replace_input_with(node, q)
+        live = live and scheme.activations is not None
+        beside = [user for user in node.users if not _leads_to(net, user, graph.LAYERS)]
+        summed = reads and any(_leads_to(net, user, ("add",)) for user in beside)
+        name, users = node.name, list(node.users)
+        if live and summed and scheme.residual is not None and form.bits < scheme.residual:
+            sum_form = replace(form, bits=scheme.residual)
+            node = _quantize(net, node, name + "_residual", Quantizer(sum_form), users)
+            users = [user for user in users if user not in beside]
+        _quantize(net, node, name, Quantizer(form, (), live), users)
     for number, node in enumerate(layers):
         _quantize_weight(net.get_submodule(str(node.target)), scheme, str(node.target), number, len(layers))
     net.recompile()
     return Student(net, model, scheme)
+
+
+def _leads_to(net: fx.GraphModule, user: fx.Node, kinds: tuple[str, ...]) -> bool:
+    """Whether a reader, or what reads through its moving of values, is of one of these kinds."""
+    ends = graph.readers(net, user) if graph.kind(net, user) == "move" else [user]
+    return any(graph.kind(net, end) in kinds for end in ends)
+
+
+def _quantize(net: fx.GraphModule, node: fx.Node, name: str, quantizer: Quantizer, users: list[fx.Node]) -> fx.Node:
+    """A quantizer behind `node`, which these users read in its place; its node."""
+    net.add_submodule("q." + name, quantizer)
+    with net.graph.inserting_after(node):
+        q = net.graph.call_module("q." + name, (node,))
+    q.meta |= {"shape": node.meta["shape"], "quantizes": node.meta.get("quantizes", node.name)}
+    for user in users:
+        user.replace_input_with(node, q)
+    return q
 
 
 def _quantize_weight(layer: nn.Module, scheme: Scheme, name: str, number: int, count: int) -> None:
@@ -124,8 +145,12 @@ class Student:
         return {name: module for name, module in modules if isinstance(module, QuantConv2d | QuantLinear)}
 
     def activation_quantizers(self) -> dict[str, Quantizer]:
-        """Quantizers of activations by the name of the node whose tensor they quantize."""
+        """Quantizers of activations by the name of the node whose tensor they quantize; `_residual` follows it where sums read that."""
         return {name: q for name, q in self.net.get_submodule("q").named_children() if isinstance(q, Quantizer)}
+
+    def quantized_nodes(self) -> dict[str, str]:
+        """The node whose tensor each quantizer of activations quantizes, both by name."""
+        return {str(node.target).removeprefix("q."): node.meta["quantizes"] for node in self.net.graph.nodes if "quantizes" in node.meta}
 
     def state_dict(self) -> dict[str, Any]:
         return self.net.state_dict()

@@ -84,7 +84,7 @@ class CalibrateFromStatistics:
 
     def __call__(self, student: Student, teacher: Model, images: Images, run: Run) -> None:
         spreads = moments(teacher)
-        nodes = {name: graph.named(teacher.net, name) for name in student.activation_quantizers()}
+        nodes = {name: graph.named(teacher.net, node) for name, node in student.quantized_nodes().items()}
         found = {name: self._values(teacher, node, spreads) for name, node in nodes.items()}
         unknown = [name for name, values in found.items() if values is None]
         if unknown:
