@@ -23,6 +23,7 @@ from dreamquant.recipe import Recipe, changed, reads_batch_norm
 from dreamquant.recipes import _fast
 from dreamquant.steps.finetune import FineTune
 from dreamquant.steps.notice import distance
+from oracles import FACTS
 
 
 def parts() -> dict[str, Any]:
@@ -87,6 +88,14 @@ def test_recipes_run_and_leave_the_model_alone(name: str, bits: str, effort: str
     assert all(torch.equal(value, tiny_net.state_dict()[key]) for key, value in before.items())
     assert all(torch.equal(value, model.net.state_dict()[key]) for key, value in frozen.items())
     assert not any(p.requires_grad for p in model.net.parameters()) and hooks == 0
+
+
+@pytest.mark.parametrize("name", ["rtn", "dfq", "aciq", "distill", "texq", "genie", "enhancing_dfq", "adadfq"])  # of every kind one
+def test_recipes_run_where_sums_read_eight_bits(name: str, tiny_net: nn.Module) -> None:
+    recipe = changed(tiny(recipes.find(name)(bits="w3a3")), "scheme.residual=8")
+    quantized = recipe(Model.from_module(tiny_net, *FACTS), seed=0)
+    assert {op.numbers["bits"] for op in quantized.program if op.kind == "grid" and op.name.endswith("_residual")} == {8}
+    assert quantized(torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))).isfinite().all()
 
 
 @pytest.fixture(scope="module")
