@@ -51,6 +51,7 @@ COLUMNS: dict[str, Callable[[Result], float | None]] = {
     "deployed": lambda r: points(r["deployed"]["top1"]) if r["deployed"] else None,
     "cka": lambda r: points(r.get("cka")),
     "alike within class": lambda r: points((r.get("images") or {}).get("similarity_within_class")),
+    "centres hit": lambda r: points((r.get("images") or {}).get("centres_hit")),
     "drop that counts": lambda r: next((drop(scores) for scores in r.get("also", {}).values()), drop(r)),
     "seconds dreaming": lambda r: r["seconds"]["synthesis"],
     "seconds after": lambda r: r["seconds"]["quantize"],
