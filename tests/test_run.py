@@ -128,9 +128,12 @@ def test_settings_change_one_field_and_say_what_exists() -> None:
     recipe = recipes.find("synq")()
     assert changed(recipe, "steps.FineTune.learn.optimizer.lr=1e-5").steps[-1].learn.optimizer.lr == 1e-5
     assert changed(recipe, "synthesis.loss.ClassTarget.focus=2").synthesis.loss.terms[1][1].focus == 2.0
+    assert changed(recipe, "scheme.residual=8").scheme.residual == 8
     for bad, message in (
         ("synthesis.itterations=3", "it has loss, count"),
         ("synthesis.iterations=many", "wants int"),
+        ("scheme.residual=many", "residual wants int, got"),
+        ("scheme.residual=9", "residual of 9 bits"),
         ("steps.Reconstruct.batch=3", "choose one of SetWeightRanges, Calibrate, FineTune"),
         ("synthesis.optimizer=3", "is a part"),
         ("synthesis", "part.field=value"),

@@ -174,26 +174,28 @@ def _changed(part: Any, path: list[str], text: str) -> Any:
             )
         items[found[0]] = _changed(items[found[0]], path[1:], text)
         return Sum(tuple((w, t) for (w, _), t in zip(part.terms, items, strict=True))) if isinstance(part, Sum) else tuple(items)
-    fields = [field.name for field in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []
+    fields = {field.name: str(field.type) for field in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else {}
     if path[0] not in fields:
         raise ValueError(f"{type(part).__name__} has no field {path[0]!r}; it has {', '.join(fields) or 'none'}")
     old = getattr(part, path[0])
     if len(path) > 1:
         return replace(part, **{path[0]: _changed(old, path[1:], text)})
-    return replace(part, **{path[0]: _value(path[0], old, text)})
+    return replace(part, **{path[0]: _value(path[0], old, fields[path[0]], text)})
 
 
-def _value(name: str, old: Any, text: str) -> Any:
+def _value(name: str, old: Any, told: str, text: str) -> Any:
+    """`told`: the annotation of the field, which says what may be where nothing is."""
     if dataclasses.is_dataclass(old):
         raise ValueError(f"{name} is a part ({old!r}); set one of its fields")
     try:
         new = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         new = text
-    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+    kind = {"int | None": int, "float | None": float}.get(told) if old is None else type(old)
+    if kind is float and isinstance(new, int) and not isinstance(new, bool):
         new = float(new)
-    if old is not None and type(new) is not type(old):
-        raise ValueError(f"{name} wants {type(old).__name__} like {old!r}, got {text!r}")
+    if kind and type(new) is not kind:
+        raise ValueError(f"{name} wants {kind.__name__}{'' if old is None else f' like {old!r}'}, got {text!r}")
     return new
 
 
