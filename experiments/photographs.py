@@ -32,6 +32,7 @@ def photographs(count: int) -> str:
 
 
 def grid() -> list[Job]:
-    """`dream` at the same bits everywhere, and with ends of 8 bits."""
-    jobs = [METHODS.third_party_job("dream", "w3a3", seed, ends=ends) for seed in SEEDS for ends in (None, 8)]
+    """`dream` at the same bits everywhere, with ends of 8 bits, and with residual sums of 8 bits too."""
+    conventions = ((None, ()), (8, ()), (8, ("scheme.residual=8",)))
+    jobs = [METHODS.third_party_job("dream", "w3a3", seed, settings, ends) for seed in SEEDS for ends, settings in conventions]
     return [replace(job, images=photographs(count)) for count in COUNTS for job in jobs]
