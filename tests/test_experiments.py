@@ -155,7 +155,11 @@ def test_photographs_take_the_place_of_dreams(monkeypatch: pytest.MonkeyPatch, t
     assert torch.allclose(model.pixels(found.pixels), wanted, atol=1e-5)
     monkeypatch.setattr(module, "photographs", str)
     jobs = module.grid()
-    assert {(job.recipe, job.ends, job.set) for job in jobs} == {("dream", None, ()), ("dream", 8, ()), ("dream", 8, ("scheme.residual=8",))}
+    assert {(job.recipe, job.ends, job.set) for job in jobs} == {
+        ("dream", None, ()),
+        ("dream", 8, ()),
+        ("dream", 8, ("scheme.residual=8",)),
+    }
     assert len({file_name(job) for job in jobs}) == len(jobs) == 18
 
 
