@@ -159,6 +159,13 @@ def residual() -> list[Job]:
     return [replace(job, set=("scheme.residual=8",)) for job in rebuilt()]
 
 
+def longer() -> list[Job]:
+    """`genie` with three times the images and updates of a block."""
+    more = ("synthesis.count=768", "steps.Reconstruct.iterations=1500")
+    kinds = (("w2a4", more), ("w3a3", ("scheme.residual=8", *more)))
+    return [third_party_job("genie", bits, seed, settings, ends=8) for seed in SEEDS for bits, settings in kinds]
+
+
 def generators_third_party() -> list[Job]:
     """Every method that trains a generator, on the third-party network."""
     return [third_party_job(method, bits, seed) for seed in SEEDS for bits in BITS for method in GENERATORS]
