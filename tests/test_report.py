@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import torch.nn as nn
 from PIL import Image
 
 from dreamquant import Images, Model
+from dreamquant.quant.freeze import freeze
+from dreamquant.quant.scheme import uniform
 from dreamquant.report import write_report
-from dreamquant.report.layers import decibels
+from dreamquant.report.layers import bits_of_sums, decibels
 from dreamquant.report.likeness import likeness, plane, similarity
 from dreamquant.report.page import headline, kilobytes, percent
 from dreamquant.report.pictures import curve_chart, noise_chart, plane_chart, sheet, similarity_chart, spectrum_chart
+from test_quantized import small, student_of
 
 RESULT: dict[str, Any] = {
     "model": "zoo:<b>net</b>",
@@ -112,6 +116,14 @@ def test_equal_folders_give_equal_pages(tmp_path: Path) -> None:
 def test_files_that_could_not_be_read_are_counted_and_named(tmp_path: Path) -> None:
     page = write_report(make_folder(tmp_path / "job", {**RESULT, "unreadable": [f"cat/{n}.png" for n in range(6)]})).read_text()
     assert "6 files of the evaluation data could not be read: cat/0.png" in page and "and 2 more (all in result.json)" in page
+
+
+@pytest.mark.parametrize(("residual", "bits"), [(None, [3]), (8, [8])])
+def test_the_page_tells_what_sums_read(residual: int | None, bits: list[int], tmp_path: Path) -> None:
+    found = bits_of_sums(freeze(student_of(small(), replace(uniform("w3a3"), residual=residual)), {}))
+    page = write_report(make_folder(tmp_path / "job", details={**DETAILS, "bits_of_sums": found})).read_text()
+    assert found == bits and f"read has {bits[0]} bits." in page
+    assert bits_of_sums(freeze(student_of(small(), uniform("w3a32")), {})) == []
 
 
 def test_a_folder_without_a_result_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dreamquant.model import Model
-from dreamquant.quant.quantized import QuantizedModel
+from dreamquant.quant.quantized import QuantizedModel, grid_of
 
 
 class Outputs(fx.Interpreter):
@@ -60,6 +60,13 @@ def compared(model: Model, quantized: QuantizedModel, x: Tensor) -> dict[str, di
     return {name: {"sqnr_db": decibels(*pair), "cka": cka(*pair)} for name, pair in pairs.items()}
 
 
+def bits_of_sums(quantized: QuantizedModel) -> list[int]:
+    """The bits of what sums read, each number once; what is in float has none."""
+    by = {op.name: op for op in quantized.program}
+    read = [grid_of(by, name) for op in quantized.program if op.function() == "add" for name in op.inputs]
+    return sorted({int(grid.numbers["bits"]) for grid in read if grid is not None and grid.numbers["live"]})
+
+
 def layer_rows(model: Model, quantized: QuantizedModel, images: Tensor) -> dict[str, Any]:
     """The table of layers and what its noise was measured on: `images` (N, C, H, W), or uniform noise where there are none."""
     noise = torch.rand(16, *model.shape, generator=torch.Generator().manual_seed(0))
@@ -79,4 +86,5 @@ def layer_rows(model: Model, quantized: QuantizedModel, images: Tensor) -> dict[
     ]
     known = [found["cka"] for found in measured.values() if found["cka"] is not None]
     alignment = sum(known) / len(known) if known else None
-    return {"layers": rows, "cka": alignment, "measured_on": f"{len(images)} of these images" if len(images) else "images of uniform noise"}
+    told = f"{len(images)} of these images" if len(images) else "images of uniform noise"
+    return {"layers": rows, "cka": alignment, "measured_on": told, "bits_of_sums": bits_of_sums(quantized)}

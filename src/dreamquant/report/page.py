@@ -38,6 +38,7 @@ def write_report(folder: str | Path) -> Path:
         facts=headline(result),
         left_out=left_out(result["unreadable"]),
         placement=PLACEMENTS.get(details.get("placement", ""), ""),
+        bits_of_sums=details.get("bits_of_sums"),  # older folders have none
         dreamed=image_rows(result.get("images") or {}),
         likeness=[Markup(chart) for chart in likeness_charts(details.get("likeness")) if chart],
         spectrum=Markup(spectrum_chart("spectrum", {"dreamed": details.get("spectrum") or []})),  # older folders have none
