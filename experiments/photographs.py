@@ -32,7 +32,9 @@ def photographs(count: int) -> str:
 
 
 def grid() -> list[Job]:
-    """`dream` at the same bits everywhere, with ends of 8 bits, and with residual sums of 8 bits too."""
+    """`dream` at the same bits everywhere, with ends of 8 bits, and with residual sums of 8 bits too; of more images more updates."""
     conventions = ((None, ()), (8, ()), (8, ("scheme.residual=8",)))
     jobs = [METHODS.third_party_job("dream", "w3a3", seed, settings, ends) for seed in SEEDS for ends, settings in conventions]
-    return [replace(job, images=photographs(count)) for count in COUNTS for job in jobs]
+    few, many = (photographs(count) for count in COUNTS)
+    longer = [replace(job, set=(*job.set, "steps.Reconstruct.iterations=1500")) for job in jobs]
+    return [*(replace(job, images=few) for job in jobs), *(replace(job, images=many) for job in longer)]

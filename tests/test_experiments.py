@@ -155,10 +155,14 @@ def test_photographs_take_the_place_of_dreams(monkeypatch: pytest.MonkeyPatch, t
     assert torch.allclose(model.pixels(found.pixels), wanted, atol=1e-5)
     monkeypatch.setattr(module, "photographs", str)
     jobs = module.grid()
-    assert {(job.recipe, job.ends, job.set) for job in jobs} == {
-        ("dream", None, ()),
-        ("dream", 8, ()),
-        ("dream", 8, ("scheme.residual=8",)),
+    residual, more = "scheme.residual=8", "steps.Reconstruct.iterations=1500"
+    assert {(job.ends, job.set) for job in jobs} == {
+        (None, ()),
+        (8, ()),
+        (8, (residual,)),
+        (None, (more,)),
+        (8, (more,)),
+        (8, (residual, more)),
     }
     assert len({file_name(job) for job in jobs}) == len(jobs) == 18
 
