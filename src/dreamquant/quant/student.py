@@ -16,7 +16,7 @@ from dreamquant import graph
 from dreamquant.model import Model
 from dreamquant.quant.quantizer import Acting, Following, PassAll, Quantizer, Tracking, Watching, acting
 from dreamquant.quant.ranges import Ranges, to_grid
-from dreamquant.quant.scheme import Scheme
+from dreamquant.quant.scheme import Int, Scheme
 
 
 class QuantConv2d(nn.Conv2d):
@@ -90,19 +90,22 @@ def convert(model: Model, scheme: Scheme) -> Student:
         if averaged and scheme.placement == "paper":
             form = scheme.spare  # the classifier reads an average of quantized values, not a low-bit tensor (MM family)
         form = scheme.tensor_format(node.name, form)
-        live = live and scheme.activations is not None
-        beside = [user for user in node.users if not _leads_to(net, user, graph.LAYERS)]
-        summed = reads and any(_leads_to(net, user, ("add",)) for user in beside)
-        name, users = node.name, list(node.users)
-        if live and summed and scheme.residual is not None and form.bits < scheme.residual:
-            sum_form = replace(form, bits=scheme.residual)
-            node = _quantize(net, node, name + "_residual", Quantizer(sum_form), users)
-            users = [user for user in users if user not in beside]
-        _quantize(net, node, name, Quantizer(form, (), live), users)
+        _place(net, node, form, live and scheme.activations is not None, scheme.residual)
     for number, node in enumerate(layers):
         _quantize_weight(net.get_submodule(str(node.target)), scheme, str(node.target), number, len(layers))
     net.recompile()
     return Student(net, model, scheme)
+
+
+def _place(net: fx.GraphModule, node: fx.Node, form: Int, live: bool, residual: int | None) -> None:
+    """A quantizer behind a tensor; where layers read it, and a sum that keeps more bits, one for all and one more for the layers."""
+    name, users = node.name, list(node.users)
+    beside = [user for user in users if not _leads_to(net, user, graph.LAYERS)]
+    summed = len(beside) < len(users) and any(_leads_to(net, user, ("add",)) for user in beside)
+    if live and summed and residual is not None and form.bits < residual:
+        node = _quantize(net, node, name + "_residual", Quantizer(replace(form, bits=residual)), users)
+        users = [user for user in users if user not in beside]
+    _quantize(net, node, name, Quantizer(form, (), live), users)
 
 
 def _leads_to(net: fx.GraphModule, user: fx.Node, kinds: tuple[str, ...]) -> bool:
