@@ -122,7 +122,7 @@ def test_files_that_could_not_be_read_are_counted_and_named(tmp_path: Path) -> N
 def test_the_page_tells_what_sums_read(residual: int | None, bits: list[int], tmp_path: Path) -> None:
     found = bits_of_sums(freeze(student_of(small(), replace(uniform("w3a3"), residual=residual)), {}))
     page = write_report(make_folder(tmp_path / "job", details={**DETAILS, "bits_of_sums": found})).read_text()
-    assert found == bits and f"read has {bits[0]} bits." in page
+    assert found == bits and f"through shortcuts has {bits[0]} bits." in page
     assert bits_of_sums(freeze(student_of(small(), uniform("w3a32")), {})) == []
 
 
