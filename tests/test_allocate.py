@@ -321,6 +321,19 @@ def test_ends_keep_their_bits_and_are_outside_the_average(model: Model) -> None:
     assert sum(size * la.bits for size, la in zip(sizes, layers[1:-1], strict=True)) <= 3 * sum(sizes)
 
 
+@pytest.mark.parametrize("residual", [3, 8])
+def test_sums_keep_their_bits_and_are_no_place(residual: int, model: Model) -> None:
+    """With 3 the trial that finds the places has none of their own: its activations have 3 as well."""
+    student, places = trial(model, replace(mixed_of("mixed:4.0a2").base, residual=residual))
+    assert any(name.endswith("_residual") for name in student.activation_quantizers())
+    assert not any(place.name.endswith("_residual") for place in places)
+    recipe = changed(recipes.rtn(bits="mixed:4.0a2"), f"scheme.base.residual={residual}")
+    grids = [op for op in recipe(model).program if op.kind == "grid" and op.name.endswith("_residual")]
+    assert grids and {op.numbers["bits"] for op in grids} == {residual}
+    with pytest.raises(ValueError, match="mixed:4.0a4"):
+        changed(recipes.rtn(bits="mixed:4.0a2.0"), f"scheme.base.residual={residual}")
+
+
 def test_a_network_of_ends_alone_has_nothing_to_choose() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     model = Model.from_module(net, (3, 16, 16), (0.5,) * 3, (0.25,) * 3)

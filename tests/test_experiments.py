@@ -156,14 +156,10 @@ def test_photographs_take_the_place_of_dreams(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(module, "photographs", str)
     jobs = module.grid()
     residual, more = "scheme.residual=8", "steps.Reconstruct.iterations=1500"
-    assert {(job.ends, job.set) for job in jobs} == {
-        (None, ()),
-        (8, ()),
-        (8, (residual,)),
-        (None, (more,)),
-        (8, (more,)),
-        (8, (residual, more)),
-    }
+    conventions = {(None, ()), (8, ()), (8, (residual,))}
+    assert {job.recipe for job in jobs} == {"dream"} and {job.images for job in jobs} == {"512", "2048"}
+    assert {(job.ends, job.set) for job in jobs if job.images == "512"} == conventions
+    assert {(job.ends, job.set) for job in jobs if job.images == "2048"} == {(ends, (*settings, more)) for ends, settings in conventions}
     assert len({file_name(job) for job in jobs}) == len(jobs) == 18
 
 

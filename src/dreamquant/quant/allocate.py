@@ -22,7 +22,8 @@ class MixedBits:
 
     The prediction is the sum of what `sensitivity` finds for each tensor alone, on the recipe's images, or on noise where
     it has none. `base` is the scheme of all that is not chosen: ends, exceptions, placement, activations without a budget.
-    Raises ValueError for a budget below the smallest candidate, and for bit operations with activations in float.
+    Raises ValueError for a budget below the smallest candidate, for bit operations with activations in float, and for a
+    budget of activations where sums have bits of their own: its trials would round the sums as well.
     """
 
     base: Scheme
@@ -37,6 +38,8 @@ class MixedBits:
             Int(bits)  # tells what is no format
         if self.budget.unit == "bitops" and self.base.activations is None:
             raise ValueError("a budget of bit operations needs activations with bits; the scheme leaves them in float")
+        if self.base.residual is not None and self.budget.activations is not None:
+            raise ValueError("sums have bits of their own only where activations have a fixed number, as in mixed:4.0a4")
         for what, average in (("weights", self.budget.weights), ("activations", self.budget.activations)):
             if average is not None and average < min(self.candidates):
                 raise ValueError(f"{average} bits on average for {what} are below the smallest candidate, {min(self.candidates)}")
