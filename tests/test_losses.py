@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
@@ -32,6 +33,7 @@ STUDENT_LOSSES: list[Loss] = [
     FeatureMatch(),
     SaliencyMatch(),
     OnHarderImages(SoftLabel()),
+    OnHarderImages(SoftLabel(), climbs=HardLabel(), teacher=False),
 ]
 
 
@@ -152,9 +154,50 @@ def test_difficult_images_have_no_hard_label(model: Model, images: Images) -> No
     p = seen.logits.softmax(1)[torch.arange(len(images)), images.labels]
     loss = F.cross_entropy(seen.student.logits, images.labels, reduction="none")
     threshold = (1 - p).median().item()
-    by_hand = loss[(1 - p) < threshold].sum() / len(images)
+    by_hand = loss[(1 - p) <= threshold].sum() / len(images)
     assert HardLabel(threshold)(seen).item() == pytest.approx(by_hand.item(), rel=1e-5)
     assert HardLabel(0.0)(seen).item() == 0
+
+
+def test_hard_labels_hold_where_the_teacher_is_sure_of_another_class(model: Model, images: Images) -> None:
+    """A probability that is no number of float32 beside one is a difficulty of exactly 1."""
+    seen = both(model, images, frozenset())
+    sure = torch.zeros(12, 10)
+    sure[torch.arange(12), (images.labels + 1) % 10] = 30.0
+    expected = F.cross_entropy(seen.student.logits, images.labels)
+    assert HardLabel()(replace(seen, logits=sure)).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_harder_images_are_one_sign_step_up_the_loss_that_is_climbed(model: Model, images: Images) -> None:
+    """By hand: up through both networks, or with the teacher's logits as they were."""
+    climbs, follows, eps = 20 * SoftLabel(20.0), SoftLabel(4.0), 0.01
+    loss = OnHarderImages(follows, eps, climbs=climbs)
+    seen = both(model, images, loss.wants())
+    pixels = seen.images.pixels
+
+    def stepped(teacher: bool) -> torch.Tensor:
+        fixed = seen.logits.detach()
+        fresh = seen.again(leaf := pixels.detach().clone().requires_grad_())
+        net = model.net(leaf) if teacher else fixed
+        gradient = torch.autograd.grad(climbs(replace(fresh, logits=net)), leaf)[0]
+        return (pixels + eps * gradient.sign()).detach()
+
+    for teacher in (True, False):
+        got = replace(loss, teacher=teacher)(seen)
+        assert got.item() == pytest.approx(follows(seen.again(stepped(teacher))).item(), rel=1e-3)
+    assert not torch.equal(stepped(True), stepped(False))
+    assert OnHarderImages(climbs)(seen).item() > climbs(seen).item()
+
+
+def test_channel_attention_by_hand(model: Model, images: Images) -> None:
+    seen = both(model, images, FeatureMatch().wants())
+    total = 0.0
+    for teacher, student in zip(seen.at["blocks"], seen.student.at["blocks"], strict=True):
+        maps = [np.square(x.detach().double().numpy()).reshape(*x.shape[:2], -1).mean(2) for x in (teacher, student)]
+        a, b = (m / np.linalg.norm(m, axis=1, keepdims=True) for m in maps)
+        total += float(np.square(a - b).mean())
+    assert FeatureMatch()(seen).item() == pytest.approx(total, rel=1e-4)
+    assert len(seen.at["blocks"]) > 1
 
 
 def test_focus_zero_is_cross_entropy_and_certainty_is_finite(model: Model, images: Images) -> None:

@@ -191,6 +191,11 @@ class Pair(Trace):
     student: Trace = field(kw_only=True)
     origin: Pair | None = field(default=None, kw_only=True)  # the pair this one was perturbed from
 
+    def teacher_apart(self) -> Pair:
+        """The same, where no gradient passes through the teacher."""
+        teacher = self.detached()
+        return replace(self, logits=teacher.logits, moments=teacher.moments, at=teacher.at)
+
 
 def pair(teacher: Trace, student: Trace, origin: Pair | None = None, done: float | Tensor = 0.0) -> Pair:
     """Teacher and student on the same batch."""

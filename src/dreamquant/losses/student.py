@@ -48,7 +48,7 @@ class HardLabel(Loss[Pair]):
     max_difficulty: float = 1.0
 
     def __call__(self, seen: Pair) -> Tensor:
-        easy = 1 - probability_of_label(seen.origin or seen) < self.max_difficulty
+        easy = 1 - probability_of_label(seen.origin or seen) <= self.max_difficulty
         loss = F.cross_entropy(seen.student.logits, seen.images.labels, reduction="none")
         return (loss * easy).mean()
 
@@ -92,17 +92,28 @@ class SaliencyMatch(Loss[Pair]):
 
 @dataclass(frozen=True)
 class OnHarderImages(Loss[Pair]):
-    """A loss on images pushed one sign step up that very loss (HAST's promotion of difficulty; FGSM, eps in input units)."""
+    """A loss on images pushed one sign step up that very loss (HAST's promotion of difficulty; FGSM, eps in input units).
+
+    `climbs`: another loss to step up, as SynQ's code does for CIFAR. The step goes through teacher and student, as in
+    HAST's code; without `teacher` the teacher's side stands still (a parity switch).
+    """
 
     loss: Loss[Pair]
     eps: float = 0.01
+    climbs: Loss[Pair] | None = None
+    teacher: bool = True
 
     def wants(self) -> frozenset[str]:
-        return self.loss.wants() | {"pixels"}
+        return self._climbed.wants() | self.loss.wants() | {"pixels"}
+
+    @property
+    def _climbed(self) -> Loss[Pair]:
+        return self.climbs or self.loss
 
     def __call__(self, seen: Pair) -> Tensor:
         pixels = seen.images.pixels
-        gradient = torch.autograd.grad(self.loss(seen), pixels, retain_graph=True)[0]
+        shown = seen if self.teacher else seen.teacher_apart()
+        gradient = torch.autograd.grad(self._climbed(shown), pixels, retain_graph=True)[0]
         return self.loss(seen.again((pixels + self.eps * gradient.sign()).detach()))
 
 
