@@ -13,9 +13,9 @@ from dreamquant.choose import load_file
 from dreamquant.job import Job
 from dreamquant.losses.algebra import Sum
 from dreamquant.losses.saliency import Cam, GradCam, GradCamPlusPlus, Saliency
-from dreamquant.losses.student import SaliencyMatch
+from dreamquant.losses.student import SaliencyMatch, SoftLabel
 from dreamquant.recipe import Recipe, changed
-from dreamquant.recipes import find
+from dreamquant.recipes import _fast, find
 from dreamquant.steps.calibrate import Calibrate
 from dreamquant.steps.finetune import FineTune
 from dreamquant.synthesis.transforms import LowPass, Transform
@@ -82,6 +82,27 @@ def i23(bits: str = BITS, effort: str = "fast", ends: int | None = None) -> Reci
     return with_ideas("23", bits, effort, ends)
 
 
+def tuned(name: str, bits: str, effort: str, ends: int | None) -> Recipe:
+    """A recipe in which nothing learns, with the fine-tune that `synq_on` appends there, without SynQ's ideas."""
+    recipe = find(name)(bits, effort, ends)
+    return replace(recipe, name=f"{name} tuned", steps=(*recipe.steps, _fast.student(20 * SoftLabel(20.0))))
+
+
+def tuned_zeroq(bits: str = BITS, effort: str = "fast", ends: int | None = None) -> Recipe:
+    """ZeroQ and a fine-tune."""
+    return tuned("zeroq", bits, effort, ends)
+
+
+def tuned_dsg(bits: str = BITS, effort: str = "fast", ends: int | None = None) -> Recipe:
+    """DSG and a fine-tune."""
+    return tuned("dsg", bits, effort, ends)
+
+
+def tuned_dream(bits: str = BITS, effort: str = "fast", ends: int | None = None) -> Recipe:
+    """Our own recipe and a fine-tune."""
+    return tuned("dream", bits, effort, ends)
+
+
 def with_map(name: str, by: Saliency, bits: str, effort: str, ends: int | None) -> Recipe:
     """SynQ with another kind of map."""
     recipe = find("synq")(bits, effort, ends)
@@ -116,6 +137,11 @@ def _jobs(*functions: str, settings: tuple[tuple[str, ...], ...] = ((),)) -> lis
 def ideas() -> list[Job]:
     """Table 3: the ideas alone and together."""
     return _jobs("none", "i1", "i2", "i3", "i12", "i13", "i23", "synq")
+
+
+def plugged() -> list[Job]:
+    """The fine-tune that `synq_on` appends where nothing learns, without its ideas: what the ideas add is beyond these."""
+    return _jobs("tuned_zeroq", "tuned_dsg", "tuned_dream")
 
 
 def maps() -> list[Job]:

@@ -53,6 +53,7 @@ COLUMNS: dict[str, Callable[[Result], float | None]] = {
     "alike within class": lambda r: points((r.get("images") or {}).get("similarity_within_class")),
     "centres hit": lambda r: points((r.get("images") or {}).get("centres_hit")),
     "drop that counts": lambda r: next((drop(scores) for scores in r.get("also", {}).values()), drop(r)),
+    "images": lambda r: r.get("provenance", {}).get("images_count"),
     "seconds dreaming": lambda r: r["seconds"]["synthesis"],
     "seconds after": lambda r: r["seconds"]["quantize"],
     "seconds": lambda r: r["seconds"]["total"],
@@ -67,6 +68,8 @@ def cell(column: str, results: Sequence[Result]) -> str:
         return ""
     if column.startswith("seconds"):
         return f"{min(known):.1f}"
+    if column == "images":
+        return ", ".join(f"{count:.0f}" for count in sorted(set(known)))
     spread = f" ({max(known) - min(known):.1f})" if len(known) > 1 else ""
     return f"{statistics.mean(known):.1f}{spread}"
 

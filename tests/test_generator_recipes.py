@@ -14,6 +14,7 @@ from dreamquant.choose import chosen
 from dreamquant.losses.student import HardLabel, SaliencyMatch, SoftLabel
 from dreamquant.recipe import dreams
 from dreamquant.recipes.synq import FILTER
+from dreamquant.steps.calibrate import Calibrate
 from dreamquant.steps.cotrain import CoTrain
 from oracles import FACTS
 from test_synq_on import terms_of
@@ -33,6 +34,8 @@ def test_synq_changes_the_student_and_not_the_dream(name: str, effort: str) -> N
     terms = terms_of(recipe)
     assert dreams(recipe) == dreams(host) and len(recipe.steps) == len(host.steps)
     assert step.learn.transforms[-1] == FILTER
+    calibrations = [stage.step for stage in step.stages if isinstance(getattr(stage, "step", None), Calibrate)]
+    assert all(calibrate.transforms == (FILTER,) for calibrate in calibrations) and bool(calibrations) == (effort == "fast")
     assert terms["SaliencyMatch"] == (50, SaliencyMatch()) and terms["HardLabel"][1] == HardLabel(0.7)
     assert terms.keys() - {"SaliencyMatch", "HardLabel"}, "the host's loss is still there"
     assert eval(repr(recipe), test_recipes.PARTS) == recipe

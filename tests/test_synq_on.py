@@ -122,7 +122,7 @@ def test_hast_is_synq_without_its_ideas() -> None:
 
 def test_synq_as_published_has_its_scripts_class_loss_and_twins_that_are_not_aligned() -> None:
     recipe = recipes.find("synq")(effort="paper")
-    assert dict((type(t), w) for w, t in recipe.synthesis.loss.terms) == {BatchNormMatch: 1, ClassTarget: 0.1}  # type: ignore[attr-defined]
+    assert {type(t): w for w, t in recipe.synthesis.loss.terms} == {BatchNormMatch: 1, ClassTarget: 0.1}  # type: ignore[attr-defined]
     twins = terms_of(recipe)["OnHarderImages"][1]
     assert twins.loss == 20 * SoftLabel(20.0) + 0.5 * HardLabel(0.7) and twins.climbs == twins.loss + 1000 * FeatureMatch()
 

@@ -172,8 +172,16 @@ def _changed(part: Any, path: list[str], text: str) -> Any:
             raise ValueError(
                 f"{path[0]!r}: choose one of {', '.join(type(i).__name__ for i in items) or 'nothing'}, or its number, then a field"
             )
-        items[found[0]] = _changed(items[found[0]], path[1:], text)
-        return Sum(tuple((w, t) for (w, _), t in zip(part.terms, items, strict=True))) if isinstance(part, Sum) else tuple(items)
+        if not isinstance(part, Sum):
+            items[found[0]] = _changed(items[found[0]], path[1:], text)
+            return tuple(items)
+        terms = list(part.terms)
+        weight, term = terms[found[0]]
+        if path[1:] == ["weight"]:
+            terms[found[0]] = (_value("weight", weight, "float", text), term)
+        else:
+            terms[found[0]] = (weight, _changed(term, path[1:], text))
+        return Sum(tuple(terms))
     fields = {field.name: str(field.type) for field in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else {}
     if path[0] not in fields:
         raise ValueError(f"{type(part).__name__} has no field {path[0]!r}; it has {', '.join(fields) or 'none'}")
@@ -181,6 +189,14 @@ def _changed(part: Any, path: list[str], text: str) -> Any:
     if len(path) > 1:
         return replace(part, **{path[0]: _changed(old, path[1:], text)})
     return replace(part, **{path[0]: _value(path[0], old, fields[path[0]], text)})
+
+
+EMPTY: dict[str, type] = {  # what --set may put where nothing is
+    "int | None": int,
+    "float | None": float,
+    "tuple[float, float] | None": tuple,
+    "Genotype | str | None": str,
+}
 
 
 def _value(name: str, old: Any, told: str, text: str) -> Any:
@@ -191,7 +207,9 @@ def _value(name: str, old: Any, told: str, text: str) -> Any:
         new = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         new = text
-    kind = {"int | None": int, "float | None": float}.get(told) if old is None else type(old)
+    if old is None and told not in EMPTY:
+        raise ValueError(f"{name} takes a part ({told}), which the command line cannot write; a recipe file can: --recipe file.py:function")
+    kind = EMPTY[told] if old is None else type(old)
     if kind is float and isinstance(new, int) and not isinstance(new, bool):
         new = float(new)
     if kind and type(new) is not kind:

@@ -30,17 +30,20 @@ def structure(logits: Tensor) -> Tensor:
 class AdaptabilityMargin(Loss[Pair]):
     """Mean distance of the normalised entropy of disagreement h' from the band [low, high] (AdaDFQ, its two boundaries).
 
-    h' = (H - min H) / (log K - min H) over the batch, in [0, 1]; the minimum has its gradient, as in the code. Below the
-    band teacher and student disagree too much to be taught, above it the student has nothing left to learn.
+    h' = (H - min H) / (log K - min H) over the batch, in [0, 1]; the minimum has its gradient, as in the code, or with
+    `fixed_least` none (a parity switch). Below the band teacher and student disagree too much to be taught, above it the
+    student has nothing left to learn.
     """
 
     low: float = 0.3
     high: float = 0.8
+    fixed_least: bool = False
     needs: ClassVar[frozenset[str]] = STUDENT
 
     def __call__(self, seen: Pair) -> Tensor:
         s = structure(seen.logits - seen.student.logits)
-        entropy = (s.max() - s) / (s.max() + 1e-6)
+        most = s.max().detach() if self.fixed_least else s.max()  # where H is least
+        entropy = (most - s) / (most + 1e-6)
         return ((self.low - entropy).clamp_min(0) + (entropy - self.high).clamp_min(0)).mean()
 
 

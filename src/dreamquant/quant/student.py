@@ -171,12 +171,12 @@ class Student:
             q.set(*to_grid(*rule.observer.range(q.format), q.format))
 
     @contextlib.contextmanager
-    def tracking(self, momentum: float) -> Iterator[None]:
+    def tracking(self, momentum: float, compounding: bool = False) -> Iterator[None]:
         """Inside, activations are quantized by grids that span a running mean of extremes; after it, the grids stand still.
 
         What the mean has seen is part of the network's state meanwhile, so a loop inside can be resumed.
         """
-        with acting({q: Tracking(momentum, q.scale.device) for q in self.activation_quantizers().values()}):
+        with acting({q: Tracking(momentum, q.scale.device, compounding) for q in self.activation_quantizers().values()}):
             yield
 
     def unmeasured(self) -> list[str]:

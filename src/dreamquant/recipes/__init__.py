@@ -29,6 +29,12 @@ def find(name: str) -> Callable[..., Recipe]:
 
 
 def __getattr__(name: str) -> Any:
+    """Modifiers too: `recipes.synq_on(recipes.distill())`."""
+    if not name.startswith("_"):
+        from dreamquant.choose import modifiers  # which looks for them in the modules here
+
+        if name in (known := modifiers()):
+            return known[name]
     raise AttributeError(f"no recipe {name!r}; there are {', '.join(names())}")
 
 

@@ -48,9 +48,10 @@ def synq(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> R
 def synq_on(recipe: Recipe) -> Recipe:
     """SynQ's three ideas on any recipe with images; a fine-tune is appended where nothing learns.
 
-    The filter acts on what the student sees, in training and in calibration; saliency is aligned with weight 50; hard
-    labels are kept for images of difficulty below 0.7, with their old weight, or 0.5 where there were none. The appended
-    fine-tune is that of the `fast` recipes, whatever the recipe's effort. Raises ValueError where there are no images to
+    The filter, that of `fast`, acts on what the student sees, in training and where ranges are measured on images (not on
+    those that follow a generator in its warm-up); saliency is aligned with weight 50; hard labels are kept for images of
+    difficulty up to 0.7, with their old weight, or 0.5 where there were none. The appended fine-tune is that of the `fast`
+    recipes, whatever the recipe's effort. Raises ValueError where there are no images to
     filter, or the ideas are in the recipe.
     """
     if isinstance(recipe.synthesis, NoImages | Noise) and not dreams(recipe):
@@ -63,23 +64,32 @@ def synq_on(recipe: Recipe) -> Recipe:
 
 def _taught(step: Any, name: str) -> Step:
     """The step with the ideas where it learns, with the filter where it only looks."""
-    if hasattr(step, "learn"):
-        if _holds(step.learn.loss, SaliencyMatch):
-            raise ValueError(f"synq_on: {name} aligns saliency already")
-        return replace(step, learn=replace(step.learn, loss=_with_ideas(step.learn.loss), transforms=(*step.learn.transforms, FILTER)))
+    if not hasattr(step, "learn"):
+        return _looking(step)
+    if holds(step.learn.loss, SaliencyMatch):
+        raise ValueError(f"synq_on: {name} aligns saliency already")
+    learn = replace(step.learn, loss=_with_ideas(step.learn.loss), transforms=(*step.learn.transforms, FILTER))
+    stages = {"stages": tuple(map(_looking, step.stages))} if hasattr(step, "stages") else {}
+    return replace(step, learn=learn, **stages)
+
+
+def _looking(step: Any) -> Any:
+    """The step, or the stage of a co-training that takes one, with the filter where it looks at images."""
+    if hasattr(step, "step"):
+        return replace(step, step=_looking(step.step))
     return replace(step, transforms=(*step.transforms, FILTER)) if hasattr(step, "transforms") else step
 
 
 def _with_ideas(loss: Loss[Pair]) -> Loss[Pair]:
-    labelled = _for_easy(loss) if _holds(loss, HardLabel) else loss + 0.5 * HardLabel(0.7)
+    labelled = _for_easy(loss) if holds(loss, HardLabel) else loss + 0.5 * HardLabel(0.7)
     return labelled + 50 * SaliencyMatch()
 
 
-def _holds(part: Any, kind: type) -> bool:
+def holds(part: Any, kind: type) -> bool:
     """Whether a loss is of this kind or made of one that is."""
     if isinstance(part, tuple):
-        return any(_holds(item, kind) for item in part)
-    return isinstance(part, kind) or (is_dataclass(part) and any(_holds(getattr(part, f.name), kind) for f in fields(part)))
+        return any(holds(item, kind) for item in part)
+    return isinstance(part, kind) or (is_dataclass(part) and any(holds(getattr(part, f.name), kind) for f in fields(part)))
 
 
 def _for_easy(part: Any) -> Any:

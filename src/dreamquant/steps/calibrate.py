@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from dreamquant import graph
+from dreamquant.dream import Dream
 from dreamquant.images import Images
 from dreamquant.model import Model
 from dreamquant.moments import Spread, activation, floor, moments, quantiles
@@ -43,6 +44,33 @@ class Calibrate:
                 if self.zero_images:
                     student.net(torch.zeros_like(part.pixels[:1]))
                 student.net(applied(self.transforms, part.pixels))
+
+
+@dataclass(frozen=True)
+class CalibrateOnGenerator:
+    """Ranges of activations follow the images of a generator while it learns, and both are thrown away but for the ranges:
+    the code of IntraQ and its descendants, whose students then learn from other images (a parity switch).
+
+    The running mean is theirs too, see `RunningMinMax`; `zero_images` as in `Calibrate`.
+    """
+
+    source: Dream
+    iterations: int = 800
+    momentum: float = 0.9
+    compounding: bool = True
+    zero_images: bool = False
+
+    def __call__(self, student: Student, teacher: Model, images: Images, run: Run) -> None:
+        torch.manual_seed(run.number("generator"))
+        dreamer = self.source.on(teacher)
+        with student.tracking(self.momentum, self.compounding):
+            for number in (loop := run.loop("dreaming for ranges", self.iterations, dreamer=dreamer, student=student)):
+                pixels = dreamer.step(number / self.iterations).images.pixels
+                with torch.no_grad():
+                    if self.zero_images:
+                        student.net(torch.zeros_like(pixels[:1]))
+                    student.net(pixels)
+                loop.show(**dreamer.objective.values)
 
 
 @dataclass(frozen=True)

@@ -93,13 +93,17 @@ class DreamOnly:
 
     With `track`, the student looks on, once an update: its activation ranges follow a running mean of that momentum, and
     stand still afterwards. A loss of the generator that reads the student needs ranges: track, or have them measured before.
+    `compounding` is that mean as published, see `RunningMinMax` (a parity switch).
     """
 
     iterations: int
     track: float | None = None
+    compounding: bool = False
 
     def __call__(self, state: Meeting) -> None:
-        tracking: AbstractContextManager[None] = state.student.tracking(self.track) if self.track is not None else nullcontext()
+        tracking: AbstractContextManager[None] = nullcontext()
+        if self.track is not None:
+            tracking = state.student.tracking(self.track, self.compounding)
         with tracking:
             for loop in state.updates("dreaming", self.iterations):
                 seen = state.dream(loop)

@@ -47,6 +47,13 @@ RESNET20_CIFAR100 = Genotype(("B N", "N N", "N N"), ("d5 d5 d5 0 c5", "d5 c5 c1 
 RESNET18 = Genotype(("B B", "B B", "B B"), ("d5 d5 d5 d5 d5", "d5 d5 d5 d5 d3", "d5 d5 c5 d3 d3"), ("N B N B B N", "B B N N B N"))
 RESNET50 = Genotype(("B B", "B B", "B B"), ("d5 d5 d5 d5 d5", "d5 d5 c3 c1 c1", "d3 d5 d5 c5 d3"), ("B B B N N B", "N N N N B B"))
 MOBILENETV2 = Genotype(("B B", "B B", "N B"), ("d5 d5 c5 d5 d5", "c5 d5 c1 c1 c1", "c3 d5 c5 d5 d3"), ("B B N B B B", "B N B B B N"))
+PUBLISHED = {
+    "resnet20_cifar10": RESNET20_CIFAR10,
+    "resnet20_cifar100": RESNET20_CIFAR100,
+    "resnet18": RESNET18,
+    "resnet50": RESNET50,
+    "mobilenetv2": MOBILENETV2,
+}
 
 
 def published_for(model: Model) -> Genotype:
@@ -64,20 +71,26 @@ def published_for(model: Model) -> Genotype:
 class Cells:
     """ARC's generator: a third of the noise into each of three scales, a cell between each and the next.
 
-    `genotype`: None takes the published one of the most similar teacher. Sides that eight does not divide are rounded
-    up and met at the upsamplings; normalisations know the network's own classes, where the code has 1,000 everywhere (ours).
+    `genotype`: a value, or the name of a published one; None takes that of the most similar teacher. Sides that eight does
+    not divide are rounded up and met at the upsamplings; normalisations know the network's own classes, where the code has
+    1,000 everywhere (ours).
     """
 
-    genotype: Genotype | None = None
+    genotype: Genotype | str | None = None
     latent: int = 100
     width: int = 64
     affine: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.genotype, str) and self.genotype not in PUBLISHED:
+            raise ValueError(f"no published genotype {self.genotype!r}; there are {', '.join(PUBLISHED)}")
 
     def on(self, model: Model) -> nn.Module:
         def edge(kind: str) -> nn.Module | None:
             return edge_of(kind, self.width, model.classes)
 
-        return CellTrunk(self, self.genotype or published_for(model), model, edge)
+        genotype = PUBLISHED[self.genotype] if isinstance(self.genotype, str) else self.genotype or published_for(model)
+        return CellTrunk(self, genotype, model, edge)
 
 
 def edge_of(kind: str, width: int, classes: int) -> nn.Module | None:

@@ -121,15 +121,18 @@ class Norm(nn.Module):
 
 
 class ClassNorm(nn.Module):
-    """BatchNorm with a scale and a shift for every class; shares of classes mix them."""
+    """BatchNorm with a scale and a shift for every class; shares of classes mix them, `averaged` over a mixture's classes or not."""
 
-    def __init__(self, classes: int, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, classes: int, channels: int, eps: float = 1e-5, averaged: bool = False) -> None:
         super().__init__()
+        self.averaged = averaged
         self.norm = nn.BatchNorm2d(channels, eps=eps, affine=False, track_running_stats=False)
         self.scale, self.shift = nn.Parameter(torch.ones(classes, channels)), nn.Parameter(torch.zeros(classes, channels))
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         scale, shift = (of_class(table, condition.labels)[:, :, None, None] for table in (self.scale, self.shift))
+        if self.averaged and "slots" in condition.facts:
+            scale, shift = (v / condition.facts["slots"].shape[1] for v in (scale, shift))
         return torch.addcmul(shift, self.norm(x), scale)
 
 

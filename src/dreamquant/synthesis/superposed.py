@@ -47,8 +47,9 @@ class Superposed:
 
     Embeddings are as wide as the teacher's last features, and begin as the rows of its classifier (`of_classifier`)
     or as N(0, 1). Every class of a mixture has noise of its own, and is standardised alone (ours; the code does so over
-    the batch). `by_class`: the trunk's normalisations have scales and shifts for each class, which mixtures mix; published
-    for ImageNet.
+    the batch, which `over_batch` switches on). `by_class`: the trunk's normalisations have scales and shifts for each class,
+    which mixtures mix; published for ImageNet. `averaged`: those of a mixture of K classes are divided by K once more, as
+    the code does (a parity switch, as `over_batch` is).
 
     A first layer of more than `bound` weights is not built: superposed latents then pass a learned linear map to
     `narrow` values. As weights add up to one, this is the map of each embedding before mixing that the paper has
@@ -61,6 +62,8 @@ class Superposed:
     of_classifier: bool = True
     bound: int = 50_000_000
     narrow: int = 100
+    over_batch: bool = False
+    averaged: bool = False
 
     def on(self, model: Model) -> nn.Module:
         table = embeddings(model, self.of_classifier)
@@ -69,10 +72,10 @@ class Superposed:
         latent = table.shape[1] if fits else min(self.narrow, table.shape[1])
 
         def norm(channels: int, eps: float) -> nn.Module:
-            return ClassNorm(model.classes, channels, eps) if self.by_class else Norm(channels, eps)
+            return ClassNorm(model.classes, channels, eps, self.averaged) if self.by_class else Norm(channels, eps)
 
         trunk = Trunk(latent, gdfq_widths(self.width), model.shape, norm, self.affine)
-        return _Superposed(table, nn.Identity() if fits else nn.Linear(table.shape[1], latent, bias=False), trunk)
+        return _Superposed(table, nn.Identity() if fits else nn.Linear(table.shape[1], latent, bias=False), trunk, self.over_batch)
 
 
 def embeddings(model: Model, of_classifier: bool) -> Tensor:
@@ -85,9 +88,9 @@ def embeddings(model: Model, of_classifier: bool) -> Tensor:
 
 
 class _Superposed(nn.Module):
-    def __init__(self, table: Tensor, mapping: nn.Module, trunk: Trunk) -> None:
+    def __init__(self, table: Tensor, mapping: nn.Module, trunk: Trunk, over_batch: bool = False) -> None:
         super().__init__()
-        self.table, self.mapping, self.trunk = nn.Parameter(table), mapping, trunk
+        self.table, self.mapping, self.trunk, self.over_batch = nn.Parameter(table), mapping, trunk, over_batch
 
     def forward(self, condition: Condition) -> Tensor:
         images: Tensor = self.trunk(self.mapping(self.superposed(condition)), condition)
@@ -99,7 +102,11 @@ class _Superposed(nn.Module):
         rows = F.embedding(slots, self.table)  # (N, K, D)
         given = condition.noise
         noise = given[:, None] if given is not None else torch.randn(rows.shape).to(rows.device)
-        return torch.einsum("nk,nkd->nd", weights, F.layer_norm(rows + noise, rows.shape[2:]))
+        if self.over_batch and "slots" in condition.facts:  # each slot over images and features
+            standard = F.layer_norm((rows + noise).transpose(0, 1), (len(rows), rows.shape[2])).transpose(0, 1)
+        else:
+            standard = F.layer_norm(rows + noise, rows.shape[2:])
+        return torch.einsum("nk,nkd->nd", weights, standard)
 
 
 def slots_of(condition: Condition) -> tuple[Tensor, Tensor]:
