@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamquant import Images, Model, recipes
-from dreamquant.losses.adaptability import AdaptabilityMargin, AgreementTarget, DisagreementEntropy, DisagreementTarget
+from dreamquant.losses.adaptability import AdaptabilityMargin, AgreementTarget, DisagreementEntropy, DisagreementTarget, structure
 from dreamquant.losses.student import SoftLabel
 from dreamquant.quant.ranges import RunningMinMax
 from dreamquant.quant.scheme import scheme_of
@@ -67,6 +67,21 @@ def test_the_smallest_entropy_has_its_gradient() -> None:
     with torch.no_grad():
         slope = (loss(met(teacher + eps * moved, student)) - loss(met(teacher - eps * moved, student))) / (2 * eps)
     assert float((gradient * moved).sum()) == pytest.approx(float(slope), rel=1e-4)
+
+
+def test_the_smallest_entropy_can_stand_still() -> None:
+    """The image of least entropy defines h' and has one of its own, 0: with that fixed, the rest do not pull at it."""
+    teacher, student = (v.double() for v in logits())
+    teacher.requires_grad_()
+    least = int(structure((teacher - student).detach()).argmax())
+    free, fixed = (AdaptabilityMargin(0.3, 0.8, fixed_least=flag)(met(teacher, student)) for flag in (False, True))
+    assert float(free.detach()) == float(fixed.detach())
+    pulls = [torch.autograd.grad(loss, teacher)[0] for loss in (free, fixed)]
+    alone = torch.zeros_like(pulls[1])
+    spread = structure(teacher - student)
+    alone[least] = torch.autograd.grad(spread[least] / (6 * (spread[least].detach() + 1e-6)), teacher)[0][least]
+    assert torch.allclose(pulls[1][least], alone[least], atol=1e-9)
+    assert not torch.allclose(pulls[0][least], pulls[1][least])
 
 
 def test_targets_are_of_difference_and_sum() -> None:

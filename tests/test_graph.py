@@ -12,7 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from dreamquant import Images, Model, graph
+from dreamquant import Images, Model, graph, load_model
 from dreamquant.quant.ranges import LpSearch
 from dreamquant.quant.scheme import Scheme, scheme_of, uniform
 from dreamquant.quant.student import convert
@@ -186,6 +186,14 @@ def test_paper_placement_leaves_image_averages_and_branch_ends_in_float(model: M
     everything = convert(model, Scheme(scheme_of("w4a4").weights, scheme_of("w4a4").activations, placement="deploy"))
     assert all(q.live for q in everything.activation_quantizers().values())
     assert len(everything.activation_quantizers()) > len(live)
+
+
+def test_a_resnet20_has_a_quantizer_behind_every_activation_and_no_other() -> None:
+    """The published count, 19: one at the start and two in each of nine blocks; shortcuts have none of their own."""
+    student = convert(load_model("zoo:resnet20-cifar10"), scheme_of("w3a3"))
+    live = [q for q in student.activation_quantizers().values() if q.live]
+    assert len(live) == 19 and {q.format.bits for q in live} == {3}
+    assert {layer.quantizer.format.bits for layer in student.layers().values()} == {3}, "the first and the last layer too"
 
 
 def test_ends_give_the_first_and_last_layer_eight_bits(model: Model) -> None:

@@ -50,7 +50,11 @@ def grey_noise(model: Model, count: int) -> Tensor:
 
 
 def raw_gap(m: Moments) -> Tensor:
-    """Of one layer: mean squared difference of batch means and *variances* from the record, in the layer's own units."""
+    """Of one layer: mean squared difference of batch means and *variances* from the record, in the layer's own units.
+
+    The recorded variance is what BatchNorm divides by, its eps included: images with exactly the statistics of the data cost
+    eps^2, 1e-10 for the usual one.
+    """
     mean, var = m.batch()  # in units of sigma: muhat - mu = sigma * mean, vhat - v = sigma^2 * (var - 1)
     return (m.sigma * mean).square().mean() + (m.sigma.square() * (var - 1)).square().mean()
 
@@ -64,7 +68,8 @@ def relative_gap(m: Moments) -> Tensor:
 def gaps_of_images(seen: Trace) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For every BatchNorm: sigma (C,), and each image's own mean and deviation less the record's, in units of sigma, (B, C).
 
-    The deviation is the unbiased spatial one with 1e-6 under the root, as in ZeroQ's code; the record's likewise.
+    The deviation is the unbiased spatial one, the record's has BatchNorm's own eps under the root; ZeroQ's code adds 1e-6
+    to both variances.
     """
     for name, m in seen.moments.items():
         mean, var = m.image()

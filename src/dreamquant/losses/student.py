@@ -73,7 +73,8 @@ class FeatureMatch(Loss[Pair]):
 
 @dataclass(frozen=True)
 class SaliencyMatch(Loss[Pair]):
-    """Mean squared difference of the two networks' class activation maps (SynQ, L_CAM), at input size as in its code.
+    """Mean squared difference of the two networks' class activation maps (SynQ, L_CAM), at input size as in its code, which
+    brings them between 0 and 1 after they are enlarged; ours are before.
 
     `by` is the map: GradCam(), Cam() or GradCamPlusPlus(), of the own winner's score or the label's.
     """

@@ -1,12 +1,13 @@
 """What the `paper` efforts of the pixel-optimising family share: images, ranges and a student's pace as in IntraQ's code, from
 which HAST's, SynQ's and others' descend.
 
-Ours: rates that fall at fixed shares of the loop, where the code waits for plateaus of a noisy loss; ranges from the
-dreamed images themselves with a correct running mean, where the code runs a throw-away generator through a faulty one;
-the last iterate, where the code keeps the best on test data. Two more, without which the published rates lose a student of
-3 bits: no step longer than a thousandth of its weights' norm (ours of ResNet-20 keeps 57 % after 100 updates of `intraq`, and
-20 % without that bound: experiments/methods.py:bounds), and no gradient through activations that are clipped (with it,
-weights before them grow without end; on 8x8 digits `distill` was lost after 7,000 updates).
+Ours: rates that fall at fixed shares of the loop, where the code waits for plateaus of a noisy loss; as many images of one
+class as of another, where the code draws classes; ranges from the dreamed images themselves with a correct running mean,
+where the code runs a throw-away generator through a faulty one (`as_published` has that); the last iterate, where the code
+keeps the best on test data. Two more, without which the published rates lose a student of 3 bits: no step longer than a
+thousandth of its weights' norm (ours of ResNet-20 keeps 57 % after 100 updates of `intraq`, and 20 % without that bound:
+experiments/methods.py:bounds), and no gradient through activations that are clipped (with it, weights before them grow
+without end; on 8x8 digits `distill` was lost after 7,000 updates).
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def cotrain(
     its ranges. Both rates fall at a quarter, a half and three quarters of all.
 
     ImageNet: batches of 16, `lr` 1e-6 (GDFQ, Qimera) or 1e-5, and the student starts after 10,000 updates, its ranges
-    from the first 800.
+    from the first 800. The first two are fields for `--set`; `warm` needs a recipe file, where this function is called.
     """
     dream = Dream(dream_loss, generator, Adam(1e-3, (0.5, 0.999), Decay()), conditioner, batch)
     stages = (DreamOnly(800, track=0.9), *((DreamOnly(warm - 800),) if warm > 800 else ()), Together(80_000 - warm))

@@ -6,7 +6,8 @@ is trained. From the code of the extended version: BNS-A with sums over channels
 0.9, cross-entropy weight 2, total variation and length 0.01 (on a rolled image, which changes neither: left out), ranges
 by the mean of the images' extremes. Left out: the extended version's correlation term, whose code has no gradient.
 Ours: the slack is measured anew, since the code loads unpublished arrays; noise around the middle grey; the stressed
-layer counts twice, as in the paper, not four times, as in the code. `fast`: gaps in units of the network's deviations,
+layer counts twice, as in the paper, not four times, as in the code; classes are balanced, and rates fall at fixed shares of the
+loop. `fast`: gaps in units of the network's deviations,
 count, steps and space as in recipes/_fast.py. With training: `synq_on:dsg`.
 """
 

@@ -3,8 +3,8 @@
 Paper: a generator conditioned on classes learns cross-entropy and BatchNorm's statistics from the teacher; the student,
 its BatchNorm statistics fixed, learns cross-entropy and the teacher's softened outputs on the generator's images. From
 the code: variances instead of deviations, means over channels and layers, temperature 20, the mean of the divergence
-over classes too (`per_class`), ranges settled in the first four epochs, the first of which the student sits out, an eps
-of 0.8 in the generator. `paper` has the CIFAR settings (recipes/_paper.py tells ImageNet's). Ours: a running mean of
+over classes too (`per_class`), ranges settled in the first four epochs, which the student sits out, an eps of 0.8 in the
+generator. `paper` has the CIFAR settings (recipes/_paper.py tells ImageNet's). Ours: a running mean of
 extremes that is right from the first batch, the last iterate, the generator's form by the images' size. `fast`: BatchNorm
 in units of the network's deviations, a narrower generator of the form for ImageNet, which learns the classes far sooner,
 its images' mean and deviation learned, the divergence not divided by classes, a twentieth of the student's cross-entropy;

@@ -25,7 +25,7 @@ from dreamquant.synthesis.latents import OptimizeLatents
 
 
 def genie(bits: str = "w4a4", effort: str = "fast", ends: int | None = None) -> Recipe:
-    """Genie: residual blocks are rebuilt one by one with learned rounding, on images of a generator."""
+    """Genie: residual blocks are rebuilt one by one with learned rounding (`paper`: on images of a generator)."""
     if effort == "fast":
         return Recipe("genie", _fast.FEWER_IMAGES, scheme_of(bits, ends), _fast.REBUILT)
     search = LpSearch(2.4, candidates=100, least=0.01)

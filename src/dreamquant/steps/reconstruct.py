@@ -65,10 +65,12 @@ class Reconstruct:
     of its quantized activations comes from the float network, drawn anew for every update (QDrop).
 
     AdaRound: `pieces=Layers(), drop=0.0, anneal=Anneal(0.01), activation_steps=None`; BRECQ: the same with blocks, then
-    `Reconstruct(5000, drop=0.0, rounding=None, activation_steps=Adam(4e-4, schedule=Cosine()))`; QDrop: `anneal=Anneal(0.01)`;
-    GENIE-M: `weight_steps=Adam(1e-4, schedule=Cosine())`. The rates are those of 20,000 iterations; raise them as these get
-    fewer, because a rounding that cannot reach its end is decided by the regulariser alone. One rate of steps serves 2 bits
-    and 8 where it is `Relative`, in units of each step (ours).
+    `Reconstruct(5000, drop=0.0, rounding=None, activation_steps=Adam(4e-4, schedule=Cosine()))`; QDrop:
+    `anneal=Anneal(0.01)`; GENIE-M: `weight_steps=Adam(1e-4, schedule=Cosine())`. In all of them activations are
+    quantized from the first piece on, where BRECQ and AdaRound round weights against float activations first: that is
+    `a32`. The rates are those of 20,000 iterations; raise them as these get fewer, because a rounding that cannot reach
+    its end is decided by the regulariser alone. One rate of steps serves 2 bits and 8 where it is `Relative`, in units
+    of each step (ours).
     """
 
     iterations: int = 20_000
