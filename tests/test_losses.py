@@ -128,6 +128,21 @@ def test_our_bns_does_not_change_when_layers_are_rescaled(model: Model, images: 
     assert BatchNormMatch()(watch(images)).item() > 100 * raw
 
 
+def test_genies_statistics_by_hand(model: Model, images: Images) -> None:
+    """BNS-C: deviations, means over channels, the sum over layers and over the input, whose statistics are each image's own."""
+    expected = 0.0
+    for bn, x in inputs_of_batch_norm(model, images.pixels):
+        assert bn.running_mean is not None and bn.running_var is not None
+        values = x.detach().double().transpose(0, 1).flatten(1)
+        mean, deviation = values.mean(1), values.std(1, unbiased=False)
+        expected += float((mean - bn.running_mean).square().mean() + (deviation - (bn.running_var + bn.eps).sqrt()).square().mean())
+    pixels = images.pixels.double().flatten(2)
+    shown = float((pixels.mean(2).square().sum(1) + ((pixels.var(2) + 1e-6).sqrt() - 1).square().sum(1)).mean())
+    watch = Watch(model, BatchNormSum().wants())
+    assert BatchNormSum(with_input=False)(watch(images)).item() == pytest.approx(expected, rel=1e-4)
+    assert BatchNormSum()(watch(images)).item() == pytest.approx(expected + shown, rel=1e-4)
+
+
 def test_statistics_do_not_cancel() -> None:
     bn = nn.BatchNorm2d(1, eps=0.0)
     assert bn.running_mean is not None and bn.running_var is not None
