@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from dreamquant.choose import load_file
-from dreamquant.folder import write_json
+from dreamquant.cli.bench import commit
+from dreamquant.folder import read_json, write_json
 from dreamquant.generated import Trained, trained
 from dreamquant.job import Job
 from dreamquant.recipe import Recipe
@@ -127,7 +128,9 @@ def main() -> None:
     folder: Path = parser.parse_args().folder
     found = trained(folder)
     numbers, images, labels = seen(found)
-    write_json(folder / "contents-and-styles.json", numbers)
+    result = read_json(folder / "result.json")
+    numbers["of"] = {key: result[key] for key in ("model", "recipe", "bits", "effort", "seed", "device", "seconds")}
+    write_json(folder / "contents-and-styles.json", {**numbers, "commit": commit()})
     sheet(found.model.pixels(images.flatten(0, 1)), labels.repeat_interleave(STYLES), folder / "contents-and-styles.png", 80, STYLES)
     print(numbers)
 
