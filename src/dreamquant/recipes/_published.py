@@ -33,7 +33,7 @@ def as_published(recipe: Recipe) -> Recipe:
     """
     steps = _switched(recipe.steps, any(holds(step, SaliencyMatch) for step in recipe.steps))
     if steps == recipe.steps:
-        raise ValueError(f"as_published: no part of {recipe.name} has a switch for what published code does otherwise; try --effort paper")
+        raise ValueError(f"as_published: no part of {recipe.name} has a switch for what published code does; of most, `paper` has some")
     return replace(recipe, name=f"as_published:{recipe.name}", steps=steps)
 
 
