@@ -1,0 +1,65 @@
+"""Where equal runs differ: `dreamquant bench experiments/spread.py --out experiments/results/spread`.
+
+`gdfq` in our `fast` setting at W3A3 on third-party resnet20: one generator, the same to its last weight, because no student
+changes it; its students differ only in the chance that moves, mirrors and shades the images they see. How far apart they
+come out is what a comparison of generators by one student each cannot see below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from dreamquant.choose import load_file
+from dreamquant.job import Job
+from dreamquant.recipe import Recipe
+from dreamquant.recipes import find
+from dreamquant.steps.cotrain import CoTrain, Meeting, Stage, Together
+
+METHODS = load_file(Path(__file__).with_name("methods.py"))
+
+
+@dataclass(frozen=True)
+class TogetherBut:
+    """As `Together`, where the student's chance is another one for every `draw`."""
+
+    iterations: int
+    draw: int
+
+    def __call__(self, state: Meeting) -> None:
+        for loop in state.updates("dreaming and learning", self.iterations):
+            seen = state.dream(loop)
+            torch.manual_seed((torch.initial_seed() + 7919 * self.draw) % 2**62)
+            state.learn(loop, seen.images, seen)
+
+
+def _drawn(draw: int, bits: str, effort: str, ends: int | None) -> Recipe:
+    recipe = find("gdfq")(bits, effort, ends)
+
+    def other(stage: Stage) -> Stage:
+        return TogetherBut(stage.iterations, draw) if isinstance(stage, Together) else stage
+
+    steps = (replace(step, stages=tuple(map(other, step.stages))) if isinstance(step, CoTrain) else step for step in recipe.steps)
+    return replace(recipe, name=f"gdfq student {draw}", steps=tuple(steps))
+
+
+def first(bits: str = "w3a3", effort: str = "fast", ends: int | None = None) -> Recipe:
+    """One student."""
+    return _drawn(1, bits, effort, ends)
+
+
+def second(bits: str = "w3a3", effort: str = "fast", ends: int | None = None) -> Recipe:
+    """Another."""
+    return _drawn(2, bits, effort, ends)
+
+
+def third(bits: str = "w3a3", effort: str = "fast", ends: int | None = None) -> Recipe:
+    """A third."""
+    return _drawn(3, bits, effort, ends)
+
+
+def grid() -> list[Job]:
+    """Three students of the generator of `gdfq` with seed 0, whose own is the fourth."""
+    return [METHODS.third_party_job(f"{Path(__file__).resolve()}:{name}", "w3a3", 0) for name in ("first", "second", "third")]
