@@ -2,7 +2,7 @@
 
 MODEL is anything that `dreamquant quantize` takes, such as zoo:resnet-digits. The genotype goes into a recipe of yours:
 `Cells(genotype=Genotype(...))` as the generator of a co-training (see src/dreamquant/recipes/arc.py). What was found for
-the digits beside the published cells: `dreamquant bench experiments/cells.py --out experiments/results/cells`.
+the digits beside the published cells: `dreamquant bench experiments/cells.py --out experiments/results/searched`.
 """
 
 from __future__ import annotations

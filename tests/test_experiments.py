@@ -231,7 +231,7 @@ def test_tables_keep_the_two_conventions_apart() -> None:
     assert tables.cell("seconds", faster) == "4.0" and tables.cell("seconds", faster[:1]) == "", "seconds are those of a CPU"
 
 
-@pytest.mark.parametrize("name", ["methods", "ablations", "noise", "enhancing", "causal", "photographs"])
+@pytest.mark.parametrize("name", ["methods", "ablations", "noise", "enhancing", "causal", "photographs", "dreams", "searched", "spread"])
 def test_pages_say_what_their_files_say(name: str) -> None:
     tables, page = load_file(FOLDER / "table.py"), (FOLDER / "results" / f"{name}.md").read_text().splitlines()
     results = load_file(FOLDER / "plots.py").read([str(FOLDER / "results" / name)])
