@@ -171,6 +171,11 @@ def generators_third_party() -> list[Job]:
     return [third_party_job(method, bits, seed) for seed in SEEDS for bits in BITS for method in GENERATORS]
 
 
+def generators_again() -> list[Job]:
+    """A fourth seed of GDFQ and of what keeps about as much, where equal runs differ by more than methods."""
+    return [third_party_job(method, "w3a3", 3) for method in ("gdfq", "qimera", "adadfq", "acq")]
+
+
 def generators_matched() -> list[Job]:
     """The same on our own network."""
     return [matched_job(method, bits, seed) for seed in SEEDS for bits in BITS for method in GENERATORS]

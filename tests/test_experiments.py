@@ -23,7 +23,9 @@ from dreamquant.synthesis.transforms import LowPass
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
 METHODS = ("third_party", "matched", "edge", "pixels_third_party", "pixels_matched", "plugged", "rebuilt", "pixels_tiny", "generators_tiny")
-GRIDS = [f"methods.py:{name}" for name in (*METHODS, "generators_third_party", "generators_matched", "halves", "imagenet")]
+GRIDS = [
+    f"methods.py:{name}" for name in (*METHODS, "generators_third_party", "generators_again", "generators_matched", "halves", "imagenet")
+]
 GRIDS += ["enhancing.py:ideas", "noise.py", "dreams.py", "spread.py", "cells.py"]
 GRIDS += [f"ablations.py:{name}" for name in ("ideas", "maps", "thresholds", "cutoffs", "counts", "plugged")]
 GRIDS += [f"causal.py:{name}" for name in ("decoupling", "alignment", "weights", "thresholds")]

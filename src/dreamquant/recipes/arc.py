@@ -4,8 +4,8 @@ Data-free Compression", IJCAI 2021).
 Paper: the generator's topology is searched for a teacher; losses, student and pace are GDFQ's (gdfq.py). The five
 published genotypes (ResNet-20 on CIFAR-10 and -100, ResNet-18, ResNet-50, MobileNetV2) come from AIT's code and are
 values of synthesis/cells.py. The teacher gets that of the most similar network (ours); the search itself is not public,
-ours is `SearchCells`, and experiments/cells.py runs it. `fast`: cells a quarter as wide, images of learned mean and
-deviation, pace and ranges as in recipes/_fast.py.
+ours is `SearchCells`, and experiments/cells.py runs it (what it finds for 8x8 digits loses more than the published
+cells). `fast`: cells a quarter as wide, images of learned mean and deviation, pace and ranges as in recipes/_fast.py.
 """
 
 from __future__ import annotations
