@@ -6,9 +6,9 @@ import ast
 import dataclasses
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -25,6 +25,8 @@ from dreamquant.quant.student import Student, convert
 from dreamquant.run import Run
 from dreamquant.steps.notice import deployment_remark, ruin_remark
 from dreamquant.synthesis.pixels import Synthesis
+
+P = TypeVar("P")
 
 
 class Prepare(Protocol):
@@ -148,6 +150,19 @@ def dreams(recipe: Recipe) -> list[Dream]:
     return [part.dream for part in (recipe.synthesis, *recipe.steps) if hasattr(part, "dream")]
 
 
+def within(part: Any, kind: type[P]) -> Iterator[P]:
+    """The parts of a kind in a part: itself, or in its fields and their items, in order."""
+    if isinstance(part, kind):
+        yield part
+    inner = part if isinstance(part, tuple) else [getattr(part, f.name) for f in dataclasses.fields(part)] if _is_value(part) else ()
+    for item in inner:
+        yield from within(item, kind)
+
+
+def _is_value(part: Any) -> bool:
+    return dataclasses.is_dataclass(part) and not isinstance(part, type)
+
+
 def digest(synthesis: Synthesis, model: Model, seed: int) -> str:
     """The name of a set of images: equal synthesis, network and seed, equal images."""
     return hashlib.sha256(repr((synthesis, model.digest(), seed)).encode()).hexdigest()[:16]
@@ -191,12 +206,7 @@ def _changed(part: Any, path: list[str], text: str) -> Any:
     return replace(part, **{path[0]: _value(path[0], old, fields[path[0]], text)})
 
 
-EMPTY: dict[str, type] = {  # what --set may put where nothing is
-    "int | None": int,
-    "float | None": float,
-    "tuple[float, float] | None": tuple,
-    "Genotype | str | None": str,
-}
+SIMPLE: dict[str, type] = {"int": int, "float": float, "str": str, "tuple[float, float]": tuple}  # what --set may put where nothing is
 
 
 def _value(name: str, old: Any, told: str, text: str) -> Any:
@@ -207,12 +217,12 @@ def _value(name: str, old: Any, told: str, text: str) -> Any:
         new = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         new = text
-    if old is None and told not in EMPTY:
+    kind = next((SIMPLE[word] for word in told.split(" | ") if word in SIMPLE), None) if old is None else type(old)
+    if kind is None:
         raise ValueError(f"{name} takes a part ({told}), which the command line cannot write; a recipe file can: --recipe file.py:function")
-    kind = EMPTY[told] if old is None else type(old)
     if kind is float and isinstance(new, int) and not isinstance(new, bool):
         new = float(new)
-    if kind and type(new) is not kind:
+    if type(new) is not kind:
         raise ValueError(f"{name} wants {kind.__name__}{'' if old is None else f' like {old!r}'}, got {text!r}")
     return new
 
@@ -221,7 +231,7 @@ def scaled(part: Any, factor: float) -> Any:
     """The same part with every `iterations` multiplied: the record shows what ran."""
     if isinstance(part, tuple):
         return tuple(scaled(item, factor) for item in part)
-    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+    if not _is_value(part):
         return part
     new = {field.name: scaled(getattr(part, field.name), factor) for field in dataclasses.fields(part)}
     if isinstance(new.get("iterations"), int):

@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dreamquant.quant.ranges import MinMax, Observer, over, to_grid
+from dreamquant.quant.ranges import MinMax, Observer, RunningMinMax, over, to_grid
 from dreamquant.quant.scheme import Int
 
 
@@ -148,27 +148,18 @@ class Watching(Rule):
 
 
 class Tracking(Rule):
-    """Values are quantized by a grid that spans the mean of the batches' extremes so far, each new one weighing 1 - momentum.
-
-    The average is divided by the weight it has, so that a constant stream gives that constant from the first batch on;
-    `compounding` divides the average itself, see `RunningMinMax`.
-    """
+    """Values are quantized by a grid that spans the mean of the batches' extremes so far."""
 
     everywhere = True
     seen: Tensor
 
-    def __init__(self, momentum: float, device: torch.device, compounding: bool = False) -> None:
+    def __init__(self, mean: RunningMinMax, device: torch.device) -> None:
         super().__init__()
-        self.momentum, self.compounding = momentum, compounding
+        self.mean = mean
         self.register_buffer("seen", torch.zeros(3, device=device))  # low, high, weight: saved with the network
 
     def forward(self, q: Quantizer, x: Tensor) -> Tensor:
-        now = torch.stack([x.detach().amin(), x.detach().amax(), torch.ones_like(self.seen[0])])
-        self.seen.mul_(self.momentum).add_(now, alpha=1 - self.momentum)
-        low, high = self.seen[:2] / self.seen[2]
-        if self.compounding:
-            self.seen[:2] = torch.stack([low, high])
-        q.set(*to_grid(low, high, q.format))
+        q.set(*to_grid(*self.mean.follow(self.seen, x.detach()), q.format))
         return super().forward(q, x) if q.live else x
 
 

@@ -60,7 +60,7 @@ class MinMax:
         return x.amin(over(x, form), keepdim=keep), x.amax(over(x, form), keepdim=keep)
 
     def observer(self) -> Observer:
-        return _Extremes(None)
+        return _Extremes()
 
 
 @dataclass(frozen=True)
@@ -79,30 +79,39 @@ class RunningMinMax:
         return MinMax()(x, form)
 
     def observer(self) -> Observer:
-        return _Extremes(self.momentum, self.compounding)
+        return _Running(self)
+
+    def follow(self, seen: Tensor, x: Tensor) -> Range:
+        """Take a batch into `seen`, (low, high, their weight) from zeros on, in place; the range so far."""
+        seen.mul_(self.momentum).add_(torch.stack([x.amin(), x.amax(), torch.ones_like(seen[2])]), alpha=1 - self.momentum)
+        low, high = seen[:2] / seen[2]
+        if self.compounding:
+            seen[:2] = torch.stack([low, high])
+        return low, high
+
+
+class _Running:
+    def __init__(self, mean: RunningMinMax) -> None:
+        self.mean, self.seen = mean, torch.zeros(3)
+
+    def see(self, x: Tensor) -> None:
+        self.seen = self.seen.to(x)
+        self.low, self.high = self.mean.follow(self.seen, x)
+
+    def range(self, form: Int) -> Range:
+        return self.low, self.high
 
 
 class _Extremes:
-    def __init__(self, momentum: float | None, compounding: bool = False) -> None:
-        self.momentum, self.low, self.high = momentum, torch.tensor(torch.nan), torch.tensor(torch.nan)
-        self.weight, self.compounding = 0.0, compounding
+    def __init__(self) -> None:
+        self.low, self.high = torch.tensor(torch.nan), torch.tensor(torch.nan)
 
     def see(self, x: Tensor) -> None:
         low, high = x.amin(), x.amax()
-        if self.momentum is None:
-            self.low, self.high = torch.fmin(self.low.to(low), low), torch.fmax(self.high.to(high), high)
-            return
-        if not self.weight:
-            self.low, self.high = torch.zeros_like(low), torch.zeros_like(high)
-        # the raw average starts at zero and is divided by the weight it has so far only when read
-        self.low, self.high = (self.momentum * old + (1 - self.momentum) * new for old, new in ((self.low, low), (self.high, high)))
-        self.weight = self.momentum * self.weight + 1 - self.momentum
-        if self.compounding:
-            self.low, self.high = self.low / self.weight, self.high / self.weight
+        self.low, self.high = torch.fmin(self.low.to(low), low), torch.fmax(self.high.to(high), high)
 
     def range(self, form: Int) -> Range:
-        weight = 1.0 if self.momentum is None or self.compounding else self.weight
-        return self.low / weight, self.high / weight
+        return self.low, self.high
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,7 @@ class Sample:
     ranges: Ranges
     size: int
     kept: list[Tensor] = field(default_factory=list)
-    extremes: _Extremes = field(default_factory=lambda: _Extremes(None))
+    extremes: _Extremes = field(default_factory=_Extremes)
 
     def see(self, x: Tensor) -> None:
         self.extremes.see(x)

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from dreamquant import graph
 from dreamquant.model import Model
 from dreamquant.quant.quantizer import Acting, Following, PassAll, Quantizer, Tracking, Watching, acting
-from dreamquant.quant.ranges import Ranges, to_grid
+from dreamquant.quant.ranges import Ranges, RunningMinMax, to_grid
 from dreamquant.quant.scheme import Int, Scheme
 
 
@@ -176,7 +176,8 @@ class Student:
 
         What the mean has seen is part of the network's state meanwhile, so a loop inside can be resumed.
         """
-        with acting({q: Tracking(momentum, q.scale.device, compounding) for q in self.activation_quantizers().values()}):
+        mean = RunningMinMax(momentum, compounding)
+        with acting({q: Tracking(mean, q.scale.device) for q in self.activation_quantizers().values()}):
             yield
 
     def unmeasured(self) -> list[str]:

@@ -4,7 +4,8 @@ Recipes follow the mathematics (their docstrings tell where), and each departure
 turns those on together that belong to the code a recipe is from. IntraQ and its descendants take ranges from a throw-away
 generator by a running mean that divides its own quotient; SynQ's saliency sends an all-zero image along, which clips them;
 GDFQ and its descendants have the same mean while the generator learns alone; Qimera standardises mixtures over the batch
-and divides their scales and shifts once more. Not switched on, as nobody should want them: the best iterate by test labels,
+and divides their scales and shifts once more. What has no public code (TexQ, PLF, RIS, ACQ, Causal-DFQ, EnhancingDFQ) is
+assumed to share that of what it descends from. Not switched on, as nobody should want them: the best iterate by test labels,
 and leaks of real images into ranges. What has a switch and is no accident stays as the recipe has it: the class of
 `SaliencyMatch`, `FeatureMatch`'s weight, `OnHarderImages.teacher`, `AdaptabilityMargin.fixed_least`.
 """
@@ -16,9 +17,8 @@ from typing import Any
 
 from dreamquant.dream import Dream
 from dreamquant.losses.student import SaliencyMatch
-from dreamquant.recipe import Recipe
+from dreamquant.recipe import Recipe, within
 from dreamquant.recipes import _paper
-from dreamquant.recipes.synq import holds
 from dreamquant.steps.calibrate import Calibrate, CalibrateOnGenerator
 from dreamquant.steps.cotrain import DreamOnly
 from dreamquant.synthesis.superposed import Superposed
@@ -31,7 +31,7 @@ def as_published(recipe: Recipe) -> Recipe:
 
     Raises ValueError where the recipe has no part whose published code differs by a switch.
     """
-    steps = _switched(recipe.steps, any(holds(step, SaliencyMatch) for step in recipe.steps))
+    steps = _switched(recipe.steps, any(within(recipe.steps, SaliencyMatch)))
     if steps == recipe.steps:
         raise ValueError(f"as_published: no part of {recipe.name} has a switch for what published code does; of most, `paper` has some")
     return replace(recipe, name=f"as_published:{recipe.name}", steps=steps)

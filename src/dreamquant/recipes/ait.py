@@ -11,13 +11,13 @@ three times the share and the rate (ten times is worse).
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from dreamquant.inundate import Inundate
 from dreamquant.learn import Learn
 from dreamquant.losses.student import SoftLabel
-from dreamquant.recipe import Recipe, Step
+from dreamquant.recipe import Recipe, Step, within
 from dreamquant.recipes.gdfq import gdfq
 
 LONG, SHORT = Inundate(1e-4, flips=1e-3), Inundate(3e-4, flips=3e-3)
@@ -47,13 +47,5 @@ def _taught(step: Any, name: str) -> Step:
     if isinstance(learn.optimizer, Inundate):
         raise ValueError(f"ait_on: {name} has AIT's optimizer already")
     pace = replace(SHORT if step.iterations < 10_000 else LONG, schedule=learn.optimizer.schedule)
-    taught: Step = replace(step, learn=replace(learn, loss=_soft(learn.loss) or SoftLabel(20.0), optimizer=pace))
+    taught: Step = replace(step, learn=replace(learn, loss=next(within(learn.loss, SoftLabel), SoftLabel(20.0)), optimizer=pace))
     return taught
-
-
-def _soft(part: Any) -> SoftLabel | None:
-    """The first soft labels in a loss, or in the losses it is made of."""
-    if isinstance(part, SoftLabel):
-        return part
-    inner = part if isinstance(part, tuple) else [getattr(part, f.name) for f in fields(part)] if is_dataclass(part) else []
-    return next((found for item in inner if (found := _soft(item))), None)

@@ -16,14 +16,14 @@ which double the student's passes.
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from dreamquant.losses.algebra import Loss, Sum
 from dreamquant.losses.image import BatchNormMatch, ClassTarget
 from dreamquant.losses.student import FeatureMatch, HardLabel, OnHarderImages, SaliencyMatch, SoftLabel
 from dreamquant.quant.scheme import scheme_of
-from dreamquant.recipe import Recipe, Step, dreams
+from dreamquant.recipe import Recipe, Step, dreams, within
 from dreamquant.recipes import _fast, _paper
 from dreamquant.recipes.hast import HARD
 from dreamquant.synthesis.pixels import NoImages, Noise
@@ -67,7 +67,7 @@ def _taught(step: Any, name: str) -> Step:
     """The step with the ideas where it learns, with the filter where it only looks."""
     if not hasattr(step, "learn"):
         return _looking(step)
-    if holds(step.learn.loss, SaliencyMatch):
+    if any(within(step.learn.loss, SaliencyMatch)):
         raise ValueError(f"synq_on: {name} aligns saliency already")
     learn = replace(step.learn, loss=_with_ideas(step.learn.loss), transforms=(*step.learn.transforms, FILTER))
     stages = {"stages": tuple(map(_looking, step.stages))} if hasattr(step, "stages") else {}
@@ -82,15 +82,8 @@ def _looking(step: Any) -> Any:
 
 
 def _with_ideas(loss: Loss[Pair]) -> Loss[Pair]:
-    labelled = _for_easy(loss) if holds(loss, HardLabel) else loss + 0.5 * HardLabel(0.7)
+    labelled = _for_easy(loss) if any(within(loss, HardLabel)) else loss + 0.5 * HardLabel(0.7)
     return labelled + 50 * SaliencyMatch()
-
-
-def holds(part: Any, kind: type) -> bool:
-    """Whether a loss is of this kind or made of one that is."""
-    if isinstance(part, tuple):
-        return any(holds(item, kind) for item in part)
-    return isinstance(part, kind) or (is_dataclass(part) and any(holds(getattr(part, f.name), kind) for f in fields(part)))
 
 
 def _for_easy(part: Any) -> Any:
