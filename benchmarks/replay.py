@@ -2,8 +2,9 @@
 
     python benchmarks/replay.py [--recipes distill synq hast] [--batch 256] [--updates 100]
 
-Prints milliseconds an update of both for each recipe's `paper` student on zoo:resnet20-cifar10, and their ratio; then the
-same for blocks that are rebuilt (`dream`, `fast`).
+Prints milliseconds an update of both for each recipe's `paper` student on zoo:resnet20-cifar10, and their ratio; the same
+for generator and student together, at their own batch, of the recipes that train one (`gdfq` and the like); then for blocks
+that are rebuilt (`dream`, `fast`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 
 from dreamquant import Images, Run, gradients, load_model, recipes
 from dreamquant.quant.student import convert
+from dreamquant.steps.cotrain import CoTrain, DreamOnly, Together
 
 
 def seconds(steps: list[Any], recorded: bool, batch: int) -> float:
@@ -40,6 +42,13 @@ def seconds(steps: list[Any], recorded: bool, batch: int) -> float:
         gradients.recordable = kept
 
 
+def shortened(step: Any, updates: int, batch: int) -> Any:
+    """A step that learns, so many updates long; a co-training's are those of generator and student together."""
+    if isinstance(step, CoTrain):
+        return replace(step, stages=(DreamOnly(2, track=0.9), Together(updates)), count=1)
+    return replace(step, iterations=updates, batch=batch)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=["distill", "synq", "hast"])
@@ -50,9 +59,9 @@ def main() -> None:
         raise SystemExit("torch sees no CUDA device here: there is nothing to record on")
     *ready, _ = recipes.distill().steps
     for name in args.recipes:
-        tune = recipes.find(name)(effort="paper").steps[-1]
-        short = replace(tune, iterations=args.updates, batch=args.batch)
-        seconds([*ready, replace(short, iterations=5)], False, args.batch)  # libraries load on their first use
+        last = recipes.find(name)(effort="paper").steps[-1]
+        seconds([*ready, shortened(last, 5, args.batch)], False, args.batch)  # libraries load on their first use
+        short = shortened(last, args.updates, args.batch)
         anew, replayed = (1000 * seconds([*ready, short], recorded, args.batch) / args.updates for recorded in (False, True))
         print(f"{name}: {replayed:.1f} ms replayed, {anew:.1f} ms anew, ratio {anew / replayed:.2f}", flush=True)
     *ready, rebuild = recipes.dream().steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dreamquant.gradients import Gradients, Tensors, recordable
 from dreamquant.losses.image import BatchNormDeviation, ClassTarget
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.quant.student import Student, convert
+from dreamquant.steps.cotrain import CoTrain
 from dreamquant.steps.finetune import FineTune
 from dreamquant.synthesis.pixels import OptimizePixels
 from oracles import FACTS
@@ -86,7 +88,7 @@ def test_what_cannot_be_recorded_is_noticed(loss: Callable[[Tensor], Tensor], po
     weight = torch.ones(1000, device="cuda", requires_grad=True)
     take = Gradients(lambda inputs: (loss(weight), {}), [weight])
     states = torch.get_rng_state(), torch.cuda.get_rng_state()
-    assert recordable(take._anew, {}, weight.device) == possible
+    assert recordable(take.anew, {}, weight.device) == possible
     assert all(torch.equal(a, b) for a, b in zip(states, (torch.get_rng_state(), torch.cuda.get_rng_state()), strict=True))
     assert torch.cuda.get_sync_debug_mode() == 0
     take({})
@@ -133,14 +135,49 @@ def outcome(step: Callable[[Student, Model, Images, Run], None], net: nn.Module,
 @pytest.mark.parametrize("name", ["distill", "synq", "hast", "plf", "dream"])
 def test_steps_come_out_alike(name: str, tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step of a recipe in turn, a few updates of those that learn: replayed as computed anew."""
-    short = [replace(step, iterations=8, batch=16) if hasattr(step, "iterations") else step for step in recipes.find(name)().steps]
+    few = [replace(step, iterations=8, batch=16) if hasattr(step, "iterations") else step for step in recipes.find(name)().steps]
 
     def all_of_them(student: Student, model: Model, images: Images, run: Run) -> None:
-        for step in short:
+        for step in few:
             step(student, model, images, run)  # type: ignore[operator]
 
     replayed, anew = (outcome(all_of_them, tiny_net, recorded, monkeypatch) for recorded in (True, False))
     assert torch.allclose(replayed, anew, rtol=1e-3, atol=1e-4)
+
+
+def short(step: Any) -> Any:
+    """A co-training of a few updates on small batches; another step as it is."""
+    if not isinstance(step, CoTrain):
+        return step
+    stages = tuple(replace(stage, iterations=3) if hasattr(stage, "iterations") else stage for stage in step.stages)
+    return replace(step, dream=replace(step.dream, batch=16), stages=stages, count=16)
+
+
+@GPU
+@pytest.mark.parametrize("effort", ["fast", "paper"])
+@pytest.mark.parametrize("name", ["gdfq", "arc", "qimera", "ait", "adadfq", "acq", "enhancing_dfq"])
+def test_cotrainings_come_out_alike(name: str, effort: str, tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generator and student replayed as computed anew, whatever the batch is made of; while ranges follow, nothing is recorded."""
+
+    def all_of_them(student: Student, model: Model, images: Images, run: Run) -> None:
+        for step in recipes.find(name)(effort=effort).steps:
+            short(step)(student, model, images, run)
+
+    replayed, anew = (outcome(all_of_them, tiny_net, recorded, monkeypatch) for recorded in (True, False))
+    assert torch.allclose(replayed, anew, rtol=1e-3, atol=1e-3)
+
+
+def test_a_student_whose_ranges_are_measured_is_not_still(tiny_net: nn.Module) -> None:
+    """What reads it then changes it, and must not be rehearsed."""
+    student = convert(Model.from_module(tiny_net, *FACTS), scheme_of("w4a4", None))
+    assert student.still
+    with student.tracking(0.9):
+        assert not student.still
+    with student.training():
+        assert student.still
+        with student.tracking(0.9):
+            assert not student.still
+    assert student.still
 
 
 @GPU

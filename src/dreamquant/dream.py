@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from dreamquant.gradients import Gradients, Tensors
 from dreamquant.images import ImageBuffer, Images
 from dreamquant.losses.algebra import Loss, Objective
 from dreamquant.model import Model
@@ -79,25 +80,33 @@ class Dreamer:
         self.mine = [p for part in (self.generator, self.objective) for p in part.parameters() if p.requires_grad]
         self.optimizer = dream.optimizer.on(self.mine)
         self.teacher = Watch(model, self.objective.needs)
-        reads = student is not None and "student" in self.objective.needs
-        self.student = Watch(model, self.objective.needs - {"bn"}, student.net) if student is not None and reads else None
+        self.read = student if "student" in self.objective.needs else None  # by the loss
+        self.student = Watch(model, self.objective.needs - {"bn"}, self.read.net) if self.read else None
+        self.values: Tensors = {}  # of the terms, in the last update
+        self.gradients = Gradients(self._loss, self.mine)  # nothing reaches teacher or student
 
     def step(self, done: float) -> Trace:
         """One update; `done` is the share of the training before it.
 
-        Returns what the teacher did with the images that the generator made before the update, with them, detached.
+        Returns what the teacher did with the images that the generator made before the update, with them, detached. On a GPU
+        the next update may write into the same memory.
         """
-        images = self.dream.images(self.model, self.generator, self.dream.conditioner(self.model, self.dream.batch))
-        images = replace(images, pixels=applied(self.dream.transforms, images.pixels))
-        seen: Trace = replace(self.teacher(images), done=done)
-        loss = self.objective(pair(seen, self.student(images), done=done) if self.student else seen)
-        self.optimizer.zero_grad()
-        loss.backward(inputs=self.mine)  # nothing reaches teacher or student
+        condition = self.dream.conditioner(self.model, self.dream.batch).to(self.model.device)
+        now = torch.full((), done, dtype=torch.float64, device=self.model.device)
+        take = self.gradients if self.read is None or self.read.still else self.gradients.anew
+        self.values, seen = take({**condition.tensors(), "done": now})
         pace(self.optimizer, self.dream.optimizer, done)
         self.optimizer.step()
-        seen = seen.detached()
         self.objective.take_in(seen)
         return seen
+
+    def _loss(self, inputs: Tensors) -> tuple[Tensor, tuple[Tensors, Trace]]:
+        """The objective on the images of one condition; its terms, and what the teacher did."""
+        images = self.dream.images(self.model, self.generator, Condition.of(inputs))
+        images = replace(images, pixels=applied(self.dream.transforms, images.pixels))
+        seen: Trace = replace(self.teacher(images), done=inputs["done"])
+        loss = self.objective(pair(seen, self.student(images), done=inputs["done"]) if self.student else seen)
+        return loss, (self.objective.values, seen.detached())
 
     def draw(self, labels: Tensor, run: Run) -> Images:
         """One image for each label (N,)."""

@@ -9,40 +9,43 @@ import gc
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
-Work = Callable[[Tensors], tuple[Tensor, Tensors]]
+T = TypeVar("T")
+Work = Callable[[Tensors], tuple[Tensor, T]]
 
 
-class Gradients:
+class Gradients(Generic[T]):
     """Puts the gradients of a loss into `grad` of what is learned. Live, and without state that would have to be saved.
 
-    The loss is a function of named tensors and of what is learned that also gives the values of its terms; it keeps nothing
-    that its next call reads, and leaves its inputs as they are. On a GPU the first call with tensors of some names and shapes
-    is rehearsed and recorded, later ones are replayed; a loss that waits for the GPU or draws from the CPU's generator cannot
-    be recorded, and is computed anew every time.
+    The loss is a function of named tensors and of what is learned that also gives what else it found, detached, such as the
+    values of its terms; it keeps nothing that its next call reads, and leaves its inputs as they are. On a GPU the first call
+    with tensors of some names and shapes is rehearsed and recorded, later ones are replayed, and what was found lasts until
+    the next; a loss that waits for the GPU or draws from the CPU's generator cannot be recorded, and is computed anew every time.
     """
 
-    def __init__(self, loss: Work, learned: Sequence[Tensor]) -> None:
+    def __init__(self, loss: Work[T], learned: Sequence[Tensor]) -> None:
         self.loss, self.learned = loss, learned
-        self.records: dict[tuple[tuple[str, torch.Size], ...], Record | None] = {}
+        self.records: dict[tuple[tuple[str, torch.Size], ...], Record[T] | None] = {}
 
-    def __call__(self, inputs: Tensors) -> Tensors:
-        """The values of the terms for these inputs, detached."""
+    def __call__(self, inputs: Tensors) -> T:
+        """What the loss found for these inputs."""
         kind = tuple((name, x.shape) for name, x in inputs.items())
         if self.learned[0].is_cuda and kind not in self.records:
-            possible = recordable(self._anew, inputs, self.learned[0].device)
-            self.records[kind] = Record(self._anew, inputs, self.learned) if possible else None
+            possible = recordable(self.anew, inputs, self.learned[0].device)
+            self.records[kind] = Record(self.anew, inputs, self.learned) if possible else None
         record = self.records.get(kind)
-        return record(inputs) if record else self._anew(inputs)
+        return record(inputs) if record else self.anew(inputs)
 
-    def _anew(self, inputs: Tensors) -> Tensors:
-        loss, values = self.loss(inputs)
+    def anew(self, inputs: Tensors) -> T:
+        """The same, never replayed: for a loss that keeps something this time."""
+        loss, found = self.loss(inputs)
         differentiate(loss, self.learned)
-        return values
+        return found
 
 
 def differentiate(loss: Tensor, learned: Sequence[Tensor]) -> None:
@@ -52,25 +55,25 @@ def differentiate(loss: Tensor, learned: Sequence[Tensor]) -> None:
     loss.backward(inputs=learned)
 
 
-class Record:
+class Record(Generic[T]):
     """Work that leaves gradients, as a CUDA graph: it reads tensors of its own, and its results lie in the same place every time."""
 
-    def __init__(self, work: Callable[[Tensors], Tensors], inputs: Tensors, learned: Sequence[Tensor]) -> None:
+    def __init__(self, work: Callable[[Tensors], T], inputs: Tensors, learned: Sequence[Tensor]) -> None:
         self.inputs = {name: x.detach().clone() for name, x in inputs.items()}
         self.learned, self.graph = learned, torch.cuda.CUDAGraph()
         gc.collect()  # what is left of a rehearsal would tie the record to its stream
         device = learned[0].device
         with torch.cuda.device(device), torch.cuda.graph(self.graph, stream=aside(device)):
-            self.values = work(self.inputs)
+            self.found = work(self.inputs)
         self.gradients = [p.grad for p in learned]
 
-    def __call__(self, inputs: Tensors) -> Tensors:
+    def __call__(self, inputs: Tensors) -> T:
         for name, x in inputs.items():
             self.inputs[name].copy_(x)
         self.graph.replay()
         for p, gradient in zip(self.learned, self.gradients, strict=True):
             p.grad = gradient
-        return self.values
+        return self.found
 
 
 @cache
@@ -79,7 +82,7 @@ def aside(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def recordable(work: Callable[[Tensors], Tensors], inputs: Tensors, device: torch.device) -> bool:
+def recordable(work: Callable[[Tensors], object], inputs: Tensors, device: torch.device) -> bool:
     """Whether work can be replayed: a rehearsal neither waits for the GPU nor draws from the CPU's generator.
 
     Generators are afterwards as before. An error of the work itself is left to its next call.

@@ -60,8 +60,7 @@ class Images:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Images:
         """What `tensors` names; other names are passed over."""
-        facts = {key.removeprefix("facts."): value for key, value in tensors.items() if key.startswith("facts.")}
-        return cls(tensors["pixels"], tensors["labels"], facts)
+        return cls(tensors["pixels"], tensors["labels"], facts_in(tensors))
 
     def save(self, folder: str | Path, note: Mapping[str, Any] | None = None) -> Path:
         """Write `folder/images.safetensors` atomically, with `note` (how they were made) beside the tensors."""
@@ -92,6 +91,11 @@ class Images:
 
     def state_dict(self) -> dict[str, Any]:
         return {"pixels": self.pixels, "labels": self.labels, "facts": dict(self.facts)}
+
+
+def facts_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The facts among the tensors that `tensors()` of images or of a condition named."""
+    return {key.removeprefix("facts."): value for key, value in tensors.items() if key.startswith("facts.")}
 
 
 class ImageBuffer:

@@ -64,11 +64,13 @@ class Learner:
     def step(self, images: Images, done: float, seen: Trace | None = None) -> None:
         """One update on one batch; `done` is the share of the loop before it.
 
-        `seen` is what the teacher did with the batch, where that is known: it is used where it will do.
+        `seen` is what the teacher did with the batch, where that is known: it is used where it will do, and not on a GPU,
+        which replays the teacher's pass sooner than Python starts an update.
         """
         images = replace(images, pixels=applied(self.learn.transforms, images.pixels).detach())
         now = torch.full((), done, dtype=torch.float64, device=images.pixels.device)
-        if seen is None or self.harder or self.learn.transforms or not self.teacher.needs - {"student"} <= seen.watch.needs:
+        enough = seen is not None and self.teacher.needs - {"student"} <= seen.watch.needs
+        if not enough or self.harder or self.learn.transforms or now.is_cuda:
             self.values = self.gradients({**images.tensors(), "done": now})
         else:
             loss, self.values = self._loss(images, now, seen)

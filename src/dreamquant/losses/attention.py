@@ -49,8 +49,7 @@ def _grid(height: int, width: int) -> tuple[int, int]:
 
 def cell_of(position: Tensor, grid: tuple[int, int]) -> Tensor:
     """Positions (N, 2), from the top and from the left as shares of the image, -> numbers of cells (N,)."""
-    size = torch.tensor(grid, device=position.device)
-    row, column = ((position * size).long().clamp_min(0).minimum(size - 1)).unbind(1)
+    row, column = ((p * count).long().clamp(0, count - 1) for p, count in zip(position.unbind(1), grid, strict=True))
     return row * grid[1] + column
 
 
@@ -96,7 +95,8 @@ class TwinSimilarity(Loss[Trace]):
     def __call__(self, seen: Trace) -> Tensor:
         found, number = F.normalize(features(seen), dim=1), fact(seen, "twins")
         twins = (number[:, None] == number).float().fill_diagonal_(0)
-        weight = min(1.0, float(seen.done) / self.ramp) if self.ramp else 1.0
+        done = torch.as_tensor(seen.done, dtype=found.dtype, device=found.device)
+        weight = (done / self.ramp).clamp_max(1) if self.ramp else 1.0
         return weight * (found @ found.T * twins).sum() / twins.sum().clamp_min(1)
 
 

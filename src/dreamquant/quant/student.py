@@ -180,6 +180,11 @@ class Student:
         with acting({q: Tracking(mean, q.scale.device) for q in self.activation_quantizers().values()}):
             yield
 
+    @property
+    def still(self) -> bool:
+        """Whether looking at images changes nothing here: no range is being measured, and none follows what it sees."""
+        return not any(q.rule.everywhere for q in self.activation_quantizers().values())
+
     def unmeasured(self) -> list[str]:
         """The live activation quantizers whose range is neither known nor being measured."""
         mine = self.activation_quantizers().items()

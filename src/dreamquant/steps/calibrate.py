@@ -70,7 +70,7 @@ class CalibrateOnGenerator:
                     if self.zero_images:
                         student.net(torch.zeros_like(pixels[:1]))
                     student.net(pixels)
-                loop.show(**dreamer.objective.values)
+                loop.show(**dreamer.values)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Meeting:
         if self.dreamer.student is not None:
             self.measured()
         seen = self.dreamer.step(self.done)
-        loop.show(**self.dreamer.objective.values)
+        loop.show(**self.dreamer.values)
         return seen
 
     def learn(self, loop: Loop, images: Images, seen: Trace | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dreamquant.images import Images
+from dreamquant.images import Images, facts_in
 from dreamquant.model import Model
 
 
@@ -31,6 +31,16 @@ class Condition:
         """The same condition on a device."""
         noise = None if self.noise is None else self.noise.to(device)
         return Condition(self.labels.to(device), {k: v.to(device) for k, v in self.facts.items()}, noise)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, in one dictionary; `of` reads it."""
+        noise = {} if self.noise is None else {"noise": self.noise}
+        return {"labels": self.labels, **noise, **{f"facts.{k}": v for k, v in self.facts.items()}}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Condition:
+        """What `tensors` names; other names are passed over."""
+        return cls(tensors["labels"], facts_in(tensors), tensors.get("noise"))
 
     def images(self, pixels: Tensor) -> Images:
         """What was made of this condition, as the network takes it, (N, C, H, W)."""

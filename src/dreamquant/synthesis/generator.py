@@ -105,7 +105,7 @@ def of_class(table: Tensor, labels: Tensor) -> Tensor:
 
 def noise_for(condition: Condition, latent: int) -> Tensor:
     """The condition's noise, or N(0, 1): (N, latent), on the device of its labels."""
-    return condition.noise if condition.noise is not None else torch.randn(len(condition), latent).to(condition.labels.device)
+    return condition.noise if condition.noise is not None else torch.randn(len(condition), latent, device=condition.labels.device)
 
 
 class Norm(nn.Module):

@@ -101,7 +101,7 @@ class _Superposed(nn.Module):
         slots, weights = slots_of(condition)
         rows = F.embedding(slots, self.table)  # (N, K, D)
         given = condition.noise
-        noise = given[:, None] if given is not None else torch.randn(rows.shape).to(rows.device)
+        noise = given[:, None] if given is not None else torch.randn(rows.shape, device=rows.device)
         if self.over_batch and "slots" in condition.facts:  # each slot over images and features
             standard = F.layer_norm((rows + noise).transpose(0, 1), (len(rows), rows.shape[2])).transpose(0, 1)
         else:

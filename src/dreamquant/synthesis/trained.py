@@ -26,7 +26,7 @@ class TrainGenerator:
         dreamer = self.dream.on(model)
         for number in (loop := run.loop("training the generator", self.iterations, dreamer=dreamer)):
             dreamer.step(number / self.iterations)
-            loop.show(**dreamer.objective.values)
+            loop.show(**dreamer.values)
         torch.manual_seed(run.number("labels"))
         images = dreamer.draw(balanced(self.count, model.classes), run)
         run.kept.generator = dreamer.generator.state_dict()
