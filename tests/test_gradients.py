@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +17,8 @@ from dreamquant.quant.scheme import scheme_of
 from dreamquant.quant.student import Student, convert
 from dreamquant.steps.cotrain import CoTrain
 from dreamquant.steps.finetune import FineTune
-from dreamquant.synthesis.pixels import OptimizePixels
+from dreamquant.synthesis.pixels import NoImages, OptimizePixels
+from dreamquant.synthesis.transforms import Contrast, Flip, Grain, Shift
 from oracles import FACTS
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: nothing can be recorded")
@@ -145,26 +145,43 @@ def test_steps_come_out_alike(name: str, tiny_net: nn.Module, monkeypatch: pytes
     assert torch.allclose(replayed, anew, rtol=1e-3, atol=1e-4)
 
 
-def short(step: Any) -> Any:
-    """A co-training of a few updates on small batches; another step as it is."""
-    if not isinstance(step, CoTrain):
-        return step
-    stages = tuple(replace(stage, iterations=3) if hasattr(stage, "iterations") else stage for stage in step.stages)
-    return replace(step, dream=replace(step.dream, batch=16), stages=stages, count=16)
+def taught(name: str, effort: str, net: nn.Module, recorded: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    """A student's weights before and after a co-training of a few updates on small batches, on the GPU; whatever can be recorded is."""
+    answers: list[bool] = []
+
+    def asked(*all: object) -> bool:
+        answers.append(recorded and recordable(*all))  # type: ignore[arg-type]
+        return answers[-1]
+
+    monkeypatch.setattr(gradients, "recordable", asked)
+    model = Model.from_module(net, *FACTS).to("cuda")
+    student = convert(model, scheme_of("w4a4", None))
+    before = weights(student)
+    for step in recipes.find(name)(effort=effort).steps:
+        if isinstance(step, CoTrain):
+            stages = tuple(replace(stage, iterations=3) if hasattr(stage, "iterations") else stage for stage in step.stages)
+            step = replace(step, dream=replace(step.dream, batch=16), stages=stages, count=16)
+        step(student, model, NoImages()(model, Run()), Run(3, device="cuda"))
+    assert answers and all(answer == recorded for answer in answers)
+    return before, weights(student)
+
+
+def weights(student: Student) -> Tensor:
+    """All of them in one row."""
+    return torch.cat([layer.weight.detach().flatten() for layer in student.layers().values()])
 
 
 @GPU
 @pytest.mark.parametrize("effort", ["fast", "paper"])
 @pytest.mark.parametrize("name", ["gdfq", "arc", "qimera", "ait", "adadfq", "acq", "enhancing_dfq"])
 def test_cotrainings_come_out_alike(name: str, effort: str, tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Generator and student replayed as computed anew, whatever the batch is made of; while ranges follow, nothing is recorded."""
+    """Generator and student replayed as computed anew, whatever a batch is made of.
 
-    def all_of_them(student: Student, model: Model, images: Images, run: Run) -> None:
-        for step in recipes.find(name)(effort=effort).steps:
-            short(step)(student, model, images, run)
-
-    replayed, anew = (outcome(all_of_them, tiny_net, recorded, monkeypatch) for recorded in (True, False))
-    assert torch.allclose(replayed, anew, rtol=1e-3, atol=1e-3)
+    A GPU adds in any order, and Adam makes whole steps of gradients that are nearly zero: a little of the way differs always.
+    """
+    (start, replayed), (_, anew) = (taught(name, effort, tiny_net, recorded, monkeypatch) for recorded in (True, False))
+    moved = (anew - start).abs().mean()
+    assert moved > 0 and (replayed - anew).abs().mean() < 0.2 * moved
 
 
 def test_a_student_whose_ranges_are_measured_is_not_still(tiny_net: nn.Module) -> None:
@@ -182,11 +199,16 @@ def test_a_student_whose_ranges_are_measured_is_not_still(tiny_net: nn.Module) -
 
 @GPU
 def test_images_come_out_alike(tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    dream, found = OptimizePixels(BatchNormDeviation() + 0.1 * ClassTarget(), count=16, batch=8, iterations=6), []
+    moved = (Flip(), Shift(2), Contrast(), Grain())
+    dream, found = OptimizePixels(BatchNormDeviation() + 0.1 * ClassTarget(), 16, 8, iterations=6, transforms=moved), []
+    answers: list[bool] = []
     for recorded in (True, False):
-        monkeypatch.setattr(gradients, "recordable", lambda *all, recorded=recorded: recorded and recordable(*all))
+        monkeypatch.setattr(
+            gradients, "recordable", lambda *all, recorded=recorded: answers.append(recorded and recordable(*all)) or answers[-1]
+        )
         found.append(dream(Model.from_module(tiny_net, *FACTS).to("cuda"), Run(3, device="cuda")).pixels)
-    assert torch.allclose(*found, rtol=1e-3, atol=1e-3)
+    assert answers == [True, True, False, False]
+    assert (found[0] - found[1]).abs().mean() < 1e-3
 
 
 @GPU

@@ -78,7 +78,8 @@ class Model:
         return self
 
     def _channels(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+        """(1, C, 1, 1), filled where they are: a copy from the CPU would make a GPU wait, and could not be recorded."""
+        return torch.stack([like.new_full((1, 1, 1), value) for value in values], 1)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1] -> what the network takes. (N, C, H, W) both."""

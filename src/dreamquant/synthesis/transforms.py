@@ -1,7 +1,10 @@
-"""Transforms: pixels -> pixels, (N, C, H, W) both, batched. Randomness comes from the seed of the loop's iteration."""
+"""Transforms: pixels -> pixels, (N, C, H, W) both, batched. Randomness comes from the seed of the loop's iteration, and is drawn
+where the pixels are, but for what decides which transform is applied.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,8 +20,7 @@ class Flip:
     """Every image is mirrored left to right with probability one half."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        mirrored = (torch.rand(len(x), 1, 1, 1) < 0.5).to(x.device)
-        return torch.where(mirrored, x.flip(3), x)
+        return torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,8 @@ class Shift:
         if reach <= 0:
             return x
         big = F.pad(x, (reach,) * 4, mode="reflect")
-        top, left = (torch.randint(2 * reach + 1, (n,)) for _ in range(2))
-        rows = (top[:, None] + torch.arange(height)).to(x.device)
-        columns = (left[:, None] + torch.arange(width)).to(x.device)
+        top, left = (torch.randint(2 * reach + 1, (n, 1), device=x.device) for _ in range(2))
+        rows, columns = top + torch.arange(height, device=x.device), left + torch.arange(width, device=x.device)
         number = torch.arange(n, device=x.device)[:, None, None]
         return big.permute(0, 2, 3, 1)[number, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
@@ -47,13 +48,13 @@ class Crop:
     least: float = 0.5
 
     def __call__(self, x: Tensor) -> Tensor:
-        n = len(x)
-        area = self.least + (1 - self.least) * torch.rand(n)
-        ratio = torch.exp((torch.rand(n) * 2 - 1) * torch.log(torch.tensor(4 / 3)))
+        drawn = [torch.rand(len(x), dtype=x.dtype, device=x.device) for _ in range(4)]
+        area, (turn, *place) = self.least + (1 - self.least) * drawn[0], [2 * d - 1 for d in drawn[1:]]
+        ratio = torch.exp(turn * math.log(4 / 3))
         height, width = ((area * r).sqrt().clamp_max(1) for r in (1 / ratio, ratio))
-        down, right = ((torch.rand(n) * 2 - 1) * (1 - side) for side in (height, width))
-        zero = torch.zeros(n)
-        affine = torch.stack([torch.stack([width, zero, right], 1), torch.stack([zero, height, down], 1)], 1).to(x)
+        down, right = (p * (1 - side) for p, side in zip(place, (height, width), strict=True))
+        zero = torch.zeros_like(area)
+        affine = torch.stack([torch.stack([width, zero, right], 1), torch.stack([zero, height, down], 1)], 1)
         return F.grid_sample(x, F.affine_grid(affine, list(x.shape), align_corners=False), "bilinear", "reflection", align_corners=False)
 
 
@@ -110,7 +111,7 @@ class Grain:
     share: float = 0.1
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x + self.share * x.detach().std(correction=0) * torch.randn(x.shape).to(x)
+        return x + self.share * x.detach().std(correction=0) * torch.randn_like(x)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Contrast:
     most: float = 0.1
 
     def __call__(self, x: Tensor) -> Tensor:
-        gain, lift = ((self.most * (torch.rand(len(x), 1, 1, 1) * 2 - 1)).to(x) for _ in range(2))
+        gain, lift = (self.most * (torch.rand(len(x), 1, 1, 1, dtype=x.dtype, device=x.device) * 2 - 1) for _ in range(2))
         middle = x.mean((1, 2, 3), keepdim=True)
         return middle + (1 + gain) * (x - middle) + lift * x.detach().std(correction=0)
 
@@ -135,8 +136,7 @@ class Cutout:
         inside = []
         for size in x.shape[-2:]:
             length = max(1, round(self.side * size))
-            start = torch.randint(size - length + 1, (len(x), 1))
-            place = torch.arange(size)
+            start, place = torch.randint(size - length + 1, (len(x), 1), device=x.device), torch.arange(size, device=x.device)
             inside.append((place >= start) & (place < start + length))  # (N, size)
-        hole = (inside[0][:, None, :, None] & inside[1][:, None, None, :]).to(x.device)
+        hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
         return torch.where(hole, x.mean((2, 3), keepdim=True), x)
