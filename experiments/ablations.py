@@ -85,7 +85,7 @@ def i23(bits: str = BITS, effort: str = "fast", ends: int | None = None) -> Reci
 def tuned(name: str, bits: str, effort: str, ends: int | None) -> Recipe:
     """A recipe in which nothing learns, with the fine-tune that `synq_on` appends there, without SynQ's ideas."""
     recipe = find(name)(bits, effort, ends)
-    return replace(recipe, name=f"{name} tuned", steps=(*recipe.steps, _fast.student(20 * SoftLabel(20.0))))
+    return replace(recipe, name=f"{name} tuned", steps=_fast.taught_after(recipe.steps, 20 * SoftLabel(20.0)))
 
 
 def tuned_zeroq(bits: str = BITS, effort: str = "fast", ends: int | None = None) -> Recipe:

@@ -172,8 +172,20 @@ def generators_third_party() -> list[Job]:
 
 
 def generators_again() -> list[Job]:
-    """A fourth seed of GDFQ and of what keeps about as much, where equal runs differ by more than methods."""
-    return [third_party_job(method, "w3a3", 3) for method in ("gdfq", "qimera", "adadfq", "acq")]
+    """Seven more seeds at W3A3, where equal runs differ by more than methods."""
+    return [third_party_job(method, "w3a3", seed) for seed in range(3, 10) for method in GENERATORS]
+
+
+def generators_varied() -> list[Job]:
+    """Parts of three methods turned up or down, against the same seeds of the grid above (into a folder of their own)."""
+    dream = "steps.CoTrain.dream."
+    changes = {
+        "qimera": ("conditioner.share=0.2", "conditioner.share=0.7", "generator.of_classifier=False"),
+        "adadfq": ("loss.AdaptabilityMargin.low=0.3", "loss.DisagreementTarget.weight=0.0005", "loss.AdaptabilityMargin.weight=0.3"),
+        "acq": ("loss.AttentionCentre.weight=0.1", "loss.TwinSimilarity.weight=0.02", "loss.SameInTrainMode.weight=0.3"),
+    }
+    cells = [(method, (dream + change,)) for method, several in changes.items() for change in several]
+    return [third_party_job(method, "w3a3", seed, how) for seed in range(4, 10) for method, how in cells]
 
 
 def generators_matched() -> list[Job]:

@@ -16,12 +16,13 @@ from dreamquant.choose import chosen, modifiers
 from dreamquant.losses.algebra import Sum
 from dreamquant.losses.image import BatchNormMatch, ClassTarget
 from dreamquant.losses.student import FeatureMatch, HardLabel, OnHarderImages, SaliencyMatch, SoftLabel
+from dreamquant.quant.quantizer import LearnSteps
 from dreamquant.quant.ranges import RunningMinMax
 from dreamquant.quant.scheme import scheme_of
 from dreamquant.quant.student import convert
 from dreamquant.recipe import Recipe, changed
 from dreamquant.recipes.synq import FILTER, synq_on
-from dreamquant.steps.calibrate import Calibrate
+from dreamquant.steps.calibrate import Calibrate, SetWeightRanges
 from dreamquant.steps.finetune import FineTune
 from dreamquant.synthesis.pixels import NoImages
 from dreamquant.synthesis.transforms import LowPass
@@ -52,9 +53,14 @@ def test_every_recipe_with_images_takes_the_ideas(name: str, effort: str) -> Non
 
 
 def test_a_fine_tune_is_appended_where_nothing_learns() -> None:
-    before, after = recipes.find("zeroq")(), synq_on(recipes.find("zeroq")())
-    assert len(after.steps) == len(before.steps) + 1 and isinstance(after.steps[-1], FineTune)
-    assert "SoftLabel" in terms_of(after)
+    """It learns all grids, which are set before it, by the host or else first of all."""
+    for name, sets in (("zeroq", False), ("dream", True)):
+        before, after = recipes.find(name)(), synq_on(recipes.find(name)())
+        grids = [place for place, step in enumerate(after.steps) if isinstance(step, SetWeightRanges)]
+        assert len(after.steps) == len(before.steps) + (1 if sets else 2) and len(grids) == 1 and (sets or grids == [0])
+        tune = after.steps[-1]
+        assert isinstance(tune, FineTune) and tune.learn.weights == tune.learn.activations == LearnSteps()
+        assert "SoftLabel" in terms_of(after)
 
 
 def test_hard_labels_keep_their_weight_and_become_rare() -> None:

@@ -16,7 +16,7 @@ from dreamquant.losses.algebra import Loss
 from dreamquant.losses.image import BatchNormDeviation, ClassTarget
 from dreamquant.losses.student import HardLabel, SoftLabel
 from dreamquant.optimizers import Adam, Cosine, Relative
-from dreamquant.quant.quantizer import Acting, LearnSteps
+from dreamquant.quant.quantizer import LearnSteps
 from dreamquant.quant.ranges import LpSearch
 from dreamquant.recipe import Step
 from dreamquant.steps.calibrate import Calibrate, SetWeightRanges
@@ -77,12 +77,13 @@ def cotrain(
     return SetWeightRanges(), CoTrain(dream, learn, (DreamOnly(300, track), OnDreams(CALIBRATE), Together(350)))
 
 
-def student(loss: Loss[Pair], transforms: tuple[Transform, ...] = AUGMENT, weights: Acting | None = None) -> FineTune:
-    """400 updates on batches of 64; the steps of activations are learned, those of weights where `weights` says so."""
-    learn = Learn(loss, Adam(1e-3, schedule=Cosine()), transforms, LearnSteps(), weights)
-    return FineTune(learn, iterations=400, batch=64)
-
-
 def taught(loss: Loss[Pair], *filters: Transform) -> tuple[Step, ...]:
     """Ranges, then a student that learns by `loss`, the steps of its grids too; it sees all images through the filters."""
-    return SetWeightRanges(), replace(CALIBRATE, transforms=filters), student(loss, (*AUGMENT, *filters), LearnSteps())
+    return taught_after((replace(CALIBRATE, transforms=filters),), loss, *filters)
+
+
+def taught_after(steps: tuple[Step, ...], loss: Loss[Pair], *filters: Transform) -> tuple[Step, ...]:
+    """The steps, then 400 updates of a student on batches of 64; grids of weights are set first where none of the steps does."""
+    grids = () if any(isinstance(step, SetWeightRanges) for step in steps) else (SetWeightRanges(),)
+    learn = Learn(loss, Adam(1e-3, schedule=Cosine()), (*AUGMENT, *filters), LearnSteps(), LearnSteps())
+    return *grids, *steps, FineTune(learn, iterations=400, batch=64)

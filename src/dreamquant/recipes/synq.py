@@ -52,14 +52,14 @@ def synq_on(recipe: Recipe) -> Recipe:
     The filter, that of `fast`, acts on what the student sees, in training and where ranges are measured on images (not on
     those that follow a generator in its warm-up); saliency is aligned with weight 50; hard labels are kept for images of
     difficulty up to 0.7, with their old weight, or 0.5 where there were none. The appended fine-tune is that of the `fast`
-    recipes, whatever the recipe's effort. Raises ValueError where there are no images to
-    filter, or the ideas are in the recipe.
+    recipes, whatever the recipe's effort: grids of weights are set first where no step does, and all of them learned. Raises
+    ValueError where there are no images to filter, or the ideas are in the recipe.
     """
     if isinstance(recipe.synthesis, NoImages | Noise) and not dreams(recipe):
         raise ValueError(f"synq_on filters and learns from dreamed images, and {recipe.name} dreams none")
     steps = tuple(_taught(step, recipe.name) for step in recipe.steps)
     if not any(hasattr(step, "learn") for step in steps):
-        steps += (_fast.student(_with_ideas(20 * SoftLabel(20.0)), (*_fast.AUGMENT, FILTER)),)
+        steps = _fast.taught_after(steps, _with_ideas(20 * SoftLabel(20.0)), FILTER)
     return replace(recipe, name=f"synq_on:{recipe.name}", steps=steps)
 
 
