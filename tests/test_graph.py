@@ -62,6 +62,38 @@ def test_functions_become_modules_and_nothing_is_in_place() -> None:
     assert all((a >= 0).all() for a in seen.at["activations"]), "no activation was changed after it was returned"
 
 
+class InPlace(nn.Module):
+    """Changes a tensor and reads it under its old name; `change` does it."""
+
+    def __init__(self, change: Callable[[nn.Module, Tensor], object]) -> None:
+        super().__init__()
+        self.conv, self.head, self.rectify = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4), nn.ReLU(inplace=True)
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = y * 0.5
+        self.change(self, y)
+        return self.head((y + z).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda m, y: m.rectify(y), lambda m, y: F.relu(y, inplace=True), lambda m, y: F.relu_(y), lambda m, y: y.mul_(3).add_(1)],
+    ids=["module", "keyword", "function", "methods"],
+)
+def test_what_is_changed_in_place_is_read_as_it_is_then(change: Callable[[nn.Module, Tensor], object]) -> None:
+    torch.manual_seed(0)
+    net, x = InPlace(change).eval(), torch.randn(3, 3, 16, 16)
+    assert torch.allclose(Model.from_module(net, *FACTS)(x), net(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [lambda m, y: y.sub_(1), lambda m, y: y.view(-1).relu_(), lambda m, y: y.normal_()])
+def test_a_trace_that_computes_something_else_is_refused(change: Callable[[nn.Module, Tensor], object]) -> None:
+    with pytest.raises(ValueError, match="InPlace computes something else when it is traced .* in place"):
+        Model.from_module(InPlace(change).eval(), *FACTS)
+
+
 @pytest.mark.parametrize("read", [lambda x: x.size(0), lambda x: x.shape[0], lambda x: x.size()[0]])
 def test_a_batch_size_read_from_the_input_binds_no_piece_to_it(read: Callable[[Tensor], int]) -> None:
     class Sized(nn.Module):

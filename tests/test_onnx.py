@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamquant.export.check import check, session_of
-from dreamquant.export.onnx import export
+from dreamquant.export.onnx import export, export_float
 from dreamquant.quant.freeze import freeze
 from dreamquant.quant.program import levels, weight
 from dreamquant.quant.ranges import LpSearch
@@ -222,3 +222,62 @@ def test_a_real_network_agrees(bits: str, tmp_path: Path) -> None:
     assert found is not None and found.agreement >= 0.995
     assert found.integer == {"conv": 19, "linear": 1, "add": 9, "norm": 0}
     assert found.float_bytes is not None and found.bytes < found.float_bytes / 3
+
+
+class Named(nn.Module):
+    """Modules called like the file's own input and output, and like what a writer may call its constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        names = ("input", "i1", "u0", "c0", "index0", "f0", "Identity_3", "end")
+        for name in names:
+            self.add_module(name, nn.Conv2d(3, 3, 3, padding=1))
+        self.names, self.logits = names, nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.names:
+            x = F.relu(self.get_submodule(name)(x)) + 0.5
+        return self.logits(x.mean(3).mean(2))
+
+
+def test_a_network_may_call_its_modules_as_it_likes(tmp_path: Path) -> None:
+    quantized = freeze(student_of(Named(), scheme_of("w4a4")), {})
+    found = export(quantized, tmp_path / "net.onnx", images=images(16)).check
+    assert found is not None and found.relative < 0.05
+
+
+@pytest.mark.parametrize("size", [15, 16])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        *(
+            nn.AvgPool2d(k, s, p, ceil_mode=True, count_include_pad=c)
+            for k, s, p in ((2, 2, 0), (3, 2, 1), (3, 3, 1))
+            for c in (True, False)
+        ),
+        *(nn.MaxPool2d(k, s, p, d, ceil_mode=True) for k, s, p, d in ((2, 2, 0, 1), (3, 2, 1, 1), (2, 3, 1, 1), (3, 2, 1, 2))),
+    ],
+    ids=str,
+)
+def test_windows_that_reach_beyond_the_border(pool: nn.Module, size: int, tmp_path: Path) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Softplus(beta=5.0), pool, nn.Conv2d(8, 8, 3, padding=1), nn.Flatten(), nn.LazyLinear(4)
+    )
+    net(torch.zeros(1, 3, size, size))
+    quantized = freeze(student_of(net, scheme_of("w8a8"), (3, size, size)), {})
+    found = export(quantized, tmp_path / "net.onnx", images=images(16, (3, size, size))).check
+    assert found is not None and found.relative < 0.01
+
+
+def test_the_file_in_floats_computes_what_the_network_does_without_grids(tmp_path: Path) -> None:
+    export_float(freeze(student_of(small(), scheme_of("w8a8")), {}), tmp_path / "float.onnx")
+    (found,) = session_of(tmp_path / "float.onnx").run(["logits"], {"input": images(8).numpy()})
+    expected = freeze(student_of(small(), scheme_of("w8a32")), {})(images(8))
+    assert torch.allclose(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_check_wants_images_of_finite_values(tmp_path: Path) -> None:
+    quantized = freeze(student_of(small(), scheme_of("w8a8")), {})
+    for wrong in (images(2) * float("nan"), images(2)[:0]):
+        with pytest.raises(ValueError, match="images to check the file on"):
+            export(quantized, tmp_path / "net.onnx", images=wrong)

@@ -81,11 +81,11 @@ def images(count: int = 8, shape: tuple[int, int, int] = (3, 16, 16)) -> Tensor:
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(2))
 
 
-def student_of(net: nn.Module, scheme: Scheme) -> Student:
+def student_of(net: nn.Module, scheme: Scheme, shape: tuple[int, int, int] = (3, 16, 16)) -> Student:
     torch.manual_seed(0)
-    student = convert(prepared(net), scheme)
+    student = convert(prepared(net, shape), scheme)
     with student.observing(MinMax()), torch.no_grad():
-        student.net(images())
+        student.net(images(shape=shape))
     return student
 
 
@@ -333,3 +333,30 @@ def test_eight_bits_keep_the_accuracy_of_a_real_network() -> None:
     accuracy = [float((net(x).argmax(1) == y).float().mean()) for net in (model, quantized, quantized.deployed())]
     assert accuracy[0] > 0.88 and not math.isnan(accuracy[0])
     assert min(accuracy[1:]) > accuracy[0] - 0.02
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2, divisor_override=1), nn.MaxPool2d(2, return_indices=True)], ids=str)
+def test_a_module_with_settings_that_have_no_form_is_kept_whole(pool: nn.Module) -> None:
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = pool
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = self.pool(x)
+            return found[0] if isinstance(pool, nn.MaxPool2d) else found
+
+    student = student_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), First(), nn.Flatten(), nn.Linear(8 * 49, 4)), scheme_of("w8a8"))
+    quantized = freeze(student, {})
+    with torch.no_grad():
+        assert torch.equal(quantized(images()), student.net(images()))
+    assert list(quantized.left_in_float) == ["2.pool"]
+
+
+def test_a_log_softmax_at_the_end_has_a_form(tmp_path: Path) -> None:
+    student = student_of(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 196, 4), nn.LogSoftmax(1)), scheme_of("w8a8")
+    )
+    freeze(student, {}).save(tmp_path / "model.safetensors")
+    with torch.no_grad():
+        assert torch.equal(QuantizedModel.load(tmp_path / "model.safetensors")(images()), student.net(images()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,8 +39,8 @@ class Model:
     ) -> Model:
         """A Model of a copy of `net`, which is never changed.
 
-        Raises ValueError for weights that are not finite, a network that cannot be traced, an input shape it does not
-        take, or an output that is not (N, classes).
+        Raises ValueError for weights that are not finite, a network that cannot be traced, or that computes something else
+        then, an input shape it does not take, or an output that is not (N, classes).
         """
         name = name or type(net).__name__
         for key, tensor in net.state_dict().items():
@@ -60,7 +61,21 @@ class Model:
             raise ValueError(f"{name} returns {got} for a batch of 2, not (2, classes); wrap it so that it returns logits")
         tracing.fold_sizes(traced, shape)
         channels, height, width = shape
-        return cls(traced, (channels, height, width), tuple(mean), tuple(std), out.shape[1], name, left)
+        model = cls(traced, (channels, height, width), tuple(mean), tuple(std), out.shape[1], name, left)
+        model._check(copy.deepcopy(net).float().eval())
+        return model
+
+    def _check(self, net: nn.Module) -> None:
+        """Raises ValueError where the traced network does not compute what the network does."""
+        noise = self.normalise(torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(0)))
+        with torch.no_grad():
+            expected, found = net(noise.clone()), self.net(noise)
+        apart = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        if not apart < 1e-3:
+            raise ValueError(
+                f"{self.name} computes something else when it is traced (logits {apart:.1%} apart): it changes a tensor in place and "
+                "reads it under another name, or draws random numbers; write y = relu(y) for relu_(y)"
+            )
 
     @cached_property
     def points(self) -> dict[str, tuple[str, ...]]:

@@ -81,9 +81,9 @@ def trace(net: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     """
     net = copy.deepcopy(net).float().eval().requires_grad_(False)
     unfold_attention(net)
-    for module in net.modules():
-        if getattr(module, "inplace", False):
-            setattr(module, "inplace", False)  # noqa: B010 (a Module has no such attribute to a type checker)
+    in_place = {name for name, module in net.named_modules() if getattr(module, "inplace", False)}
+    for name in in_place:
+        setattr(net.get_submodule(name), "inplace", False)  # noqa: B010 (a Module has no such attribute to a type checker)
     left: dict[str, str] = {}
     while True:
         try:
@@ -99,7 +99,7 @@ def trace(net: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
                 ) from None
             left[name] = reason
     result = fx.GraphModule(net, found)
-    _functional(result)
+    _functional(result, in_place)
     _simplify(result)
     _modules_for_functions(result)
     result.graph.lint()
@@ -107,14 +107,36 @@ def trace(net: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     return result.eval().requires_grad_(False), left
 
 
-def _functional(net: fx.GraphModule) -> None:
+def _functional(net: fx.GraphModule, in_place: set[str]) -> None:
+    """Nothing changes a tensor: who reads later what was changed in place reads the result. `in_place`: modules that did it."""
     for node in net.graph.nodes:
+        changes = node.op == "call_module" and node.target in in_place
         if node.op == "call_function":
-            node.target = IN_PLACE.get(node.target, FUNCTIONS_IN_PLACE.get(node.target, node.target))
+            new = IN_PLACE.get(node.target, FUNCTIONS_IN_PLACE.get(node.target, node.target))
+            changes, node.target = new is not node.target and not _of_sizes(node), new
         elif node.op == "call_method" and node.target in METHODS_IN_PLACE:
-            node.op, node.target = "call_function", METHODS_IN_PLACE[node.target]
+            changes, node.op, node.target = True, "call_function", METHODS_IN_PLACE[node.target]
         if "inplace" in node.kwargs:
+            changes = changes or bool(node.kwargs["inplace"])
             node.kwargs = {**node.kwargs, "inplace": False}
+        if changes:
+            _read_later(node)
+
+
+def _of_sizes(node: fx.Node) -> bool:
+    """Whether a node computes with the sizes of tensors, which are plain numbers and never change in place."""
+    source = node.args[0] if node.args else None
+    while isinstance(source, fx.Node) and source.op == "call_function" and source.target in (operator.getitem, operator.add, operator.mul):
+        source = source.args[0]
+    return not isinstance(source, fx.Node) or source.target in ("size", "dim") or source.target is getattr
+
+
+def _read_later(node: fx.Node) -> None:
+    """Whoever reads after this node what it changed reads the node."""
+    changed, later = node.args[0] if node.args else None, node.next
+    while isinstance(changed, fx.Node) and later.op != "root":
+        later.replace_input_with(changed, node)
+        later = later.next
 
 
 def _does_nothing(net: fx.GraphModule, node: fx.Node) -> bool:

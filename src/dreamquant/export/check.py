@@ -77,11 +77,14 @@ def session_of(path: str | os.PathLike[str], optimised: Path | None = None, thre
 def check(quantized: QuantizedModel, onnx_path: str | os.PathLike[str], x: Tensor | None = None, compare_float: bool = True) -> OnnxCheck:
     """Run the file on normalised images (N, C, H, W), or seeded noise, and compare with `quantized.deployed()`.
 
-    With `compare_float` size and time are also told of the network in floats. Raises ValueError for a file that does not load.
+    With `compare_float` size and time are also told of the network in floats. Raises ValueError for a file that does not load,
+    no images, or images that hold values which are not finite.
     """
     from dreamquant.export.onnx import export_float
 
     images = _noise(quantized) if x is None else x.detach().float().cpu()
+    if not len(images) or not images.isfinite().all():
+        raise ValueError(f"{len(images)} images to check the file on, {int((~images.isfinite()).sum())} of their values not finite")
     deployed = quantized.deployed().to("cpu")
     with tempfile.TemporaryDirectory() as folder:
         optimised = Path(folder) / "optimised.onnx"

@@ -27,7 +27,6 @@ SAME = {  # functions of one tensor that ONNX has under another name
     "abs": "Abs",
     "neg": "Neg",
     "mish": "Mish",
-    "softplus": "Softplus",
     "hardswish": "HardSwish",
 }
 PAIRS = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "pow": "Pow", "matmul": "MatMul"}
@@ -85,25 +84,49 @@ def _clamp(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:
     return w.node("Clip", [a["x"], *(None if limit is None else w.number(limit) for limit in limits)], op.name)
 
 
+def _softplus(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:
+    if a["beta"] == 1:
+        return w.node("Softplus", [a["x"]], op.name)
+    beta = w.number(a["beta"])
+    inner = w.node("Softplus", [w.node("Mul", [a["x"], beta], f"{op.name}.scaled")], f"{op.name}.soft")
+    return w.node("Div", [inner, beta], op.name)
+
+
 def _softmax(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:
-    return w.node("Softmax", [a["x"]], op.name, axis=a["dim"])
+    return w.node("Softmax" if op.function() == "softmax" else "LogSoftmax", [a["x"]], op.name, axis=a["dim"])
 
 
-def _window(op: Op, a: dict[str, Any]) -> dict[str, Any]:
+def _window(w: Writer, op: Op, a: dict[str, Any]) -> tuple[dict[str, Any], list[int], list[int]]:
+    """Kernel and strides, padding, and how far the last windows reach beyond it, which `ceil_mode` allows.
+
+    ONNX has a ceil_mode, too; runtimes differ from PyTorch in what it does at the border, so it is never written.
+    """
     kernel, padding = ints(a["kernel_size"]), ints(a["padding"])
     strides = kernel if a["stride"] in (None, [], ()) else ints(a["stride"])
-    return {"kernel_shape": kernel, "strides": strides, "pads": [*padding, *padding], "ceil_mode": int(a["ceil_mode"])}
+    reach = [d * (k - 1) + 1 for d, k in zip(ints(a.get("dilation", 1)), kernel, strict=True)]
+    before, after = (w.seen[0][name].shape[2:] for name in (op.inputs[0], op.name))
+    sizes = zip(before, after, strides, reach, padding, strict=True)
+    beyond = [max(0, (out - 1) * stride + length - (size + 2 * pad)) for size, out, stride, length, pad in sizes]
+    return {"kernel_shape": kernel, "strides": strides}, padding, beyond
 
 
 def _max_pool(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:
-    return w.node("MaxPool", [a["x"]], op.name, dilations=ints(a["dilation"]), **_window(op, a))
+    window, padding, beyond = _window(w, op, a)
+    pads = [*padding, *(p + more for p, more in zip(padding, beyond, strict=True))]
+    return w.node("MaxPool", [a["x"]], op.name, dilations=ints(a["dilation"]), pads=pads, **window)
 
 
 def _avg_pool(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:
-    window = _window(op, a)
-    if tuple(window["kernel_shape"]) == tuple(w.seen[0][op.inputs[0]].shape[2:]) and not any(window["pads"]):
+    """PyTorch counts what is padded, where it is told to, and never what lies beyond."""
+    window, padding, beyond = _window(w, op, a)
+    if tuple(window["kernel_shape"]) == tuple(w.seen[0][op.inputs[0]].shape[2:]) and not any(padding):
         return w.node("GlobalAveragePool", [a["x"]], op.name)
-    return w.node("AveragePool", [a["x"]], op.name, count_include_pad=int(a["count_include_pad"]), **window)
+    x, counted = a["x"], bool(a["count_include_pad"])
+    if any(beyond) and counted and any(padding):
+        x = w.node("Pad", [x, w.integers(0, 0, *padding, 0, 0, *padding), w.number(0.0)], f"{op.name}.padded", mode="constant")
+        padding = [0, 0]
+    pads = [*padding, *(p + more for p, more in zip(padding, beyond, strict=True))]
+    return w.node("AveragePool", [x], op.name, pads=pads, count_include_pad=int(counted and not any(beyond)), **window)
 
 
 def _adaptive(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:
@@ -176,7 +199,8 @@ FORMS: dict[str, Form] = {
     "silu": _silu,
     "hardsigmoid": _hardsigmoid,
     **dict.fromkeys(("relu6", "clamp", "hardtanh"), _clamp),
-    "softmax": _softmax,
+    "softplus": _softplus,
+    **dict.fromkeys(("softmax", "log_softmax"), _softmax),
     "max_pool2d": _max_pool,
     "avg_pool2d": _avg_pool,
     **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_max_pool2d"), _adaptive),

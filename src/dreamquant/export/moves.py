@@ -73,7 +73,7 @@ def _pieces(w: Writer, op: Op, a: dict[str, Any]) -> list[ir.Value]:
 def _unbind(w: Writer, op: Op, a: dict[str, Any]) -> list[ir.Value]:
     count = len(w.seen[0][op.name])
     axis = a["dim"]
-    return [w.node("Gather", [a["x"], w.constant(np.int64(i), f"index{i}")], f"{op.name}.{i}", axis=axis) for i in range(count)]
+    return [w.node("Gather", [a["x"], w.constant(np.int64(i), f"index/{i}")], f"{op.name}.{i}", axis=axis) for i in range(count)]
 
 
 def _getitem(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import onnx_ir as ir
 
 from dreamquant import __version__
-from dreamquant.export.writer import BOXES, Writer
+from dreamquant.export.writer import BOXES, ENDS, Writer
+from dreamquant.quant.deploy import folded
 from dreamquant.quant.quantized import QuantizedModel
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def export(
 
 def export_float(quantized: QuantizedModel, path: str | os.PathLike[str]) -> None:
     """The same network with nothing quantized but its weights' values, in 32-bit floats: what speed and size are compared with."""
-    _write(_model(Writer(quantized.deployed().to("cpu"), floating=True))[0], Path(path))
+    _write(_model(Writer(folded(quantized).to("cpu"), floating=True))[0], Path(path))
 
 
 def _model(writer: Writer) -> tuple[ir.Model, int]:
@@ -77,8 +79,8 @@ def _model(writer: Writer) -> tuple[ir.Model, int]:
     for op in deployed.program:
         writer.write(op)
     last = writer.done[deployed.program[-1].name]
-    logits = writer.node("Identity", [last], "logits")
-    logits.type, logits.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", deployed.classes])
+    logits = ir.Value(name=ENDS[1], type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", deployed.classes]))
+    writer.nodes.append(ir.node("Identity", [last], outputs=[logits], name="end"))
     narrow = any(value.dtype == ir.DataType.INT2 for value in writer.initializers.values())
     opset, version = OPSETS[narrow]
     read = {value.name for node in writer.nodes for value in node.inputs if value is not None}
@@ -95,6 +97,7 @@ def _write(model: ir.Model, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.onnx")
     try:
         ir.save(model, temporary)
+        onnx.checker.check_model(str(temporary))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from dreamquant.quant.quantized import QuantizedModel, grid_of
 # The type that codes are stored in; there is none of 3 bits
 BOXES = {2: ml_dtypes.int2, 3: ml_dtypes.int4, 4: ml_dtypes.int4}
 BATCHES = (2, 3)
+ENDS = ("input", "logits")  # what the file's own input and output are called
 
 
 class Writer:
@@ -38,18 +39,21 @@ class Writer:
         self.done: dict[str, Any] = {}  # op name -> value, list of values, or what is no tensor
         self.seen = [model.values(torch.zeros(n, *model.shape, device=model.device)) for n in BATCHES]
         self.fixed: set[str] = set()  # ops that are the same for every image
-        self.image = ir.Value(name="input", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", *model.shape]))
+        self.image = ir.Value(name=ENDS[0], type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", *model.shape]))
 
     def node(self, kind: str, inputs: Sequence[ir.Value | None], name: str = "", count: int = 1, **attributes: Any) -> Any:
-        """Adds a node; its output, or its outputs where `count` is more than one."""
-        name = name or f"{kind}_{len(self.nodes)}"
+        """Adds a node; its output, or its outputs where `count` is more than one.
+
+        Values of ops keep the names of these, which no sign but letters, digits and _ is in; all other names have another one.
+        """
+        name = f"op/{name}" if name in ENDS else name or f"{kind}/{len(self.nodes)}"
         outputs = [ir.Value(name=name if count == 1 else f"{name}.{number}") for number in range(count)]
         self.nodes.append(ir.node(kind, list(inputs), attributes, outputs=outputs, name=f"n.{name}"))
         return outputs[0] if count == 1 else outputs
 
     def constant(self, array: Any, name: str = "") -> ir.Value:
         """An initializer; equal names are one."""
-        name = name or f"c{len(self.initializers)}"
+        name = name or f"c/{len(self.initializers)}"
         if name not in self.initializers:
             array = np.asarray(array)
             tensor = ir.Tensor(array, name=name)
@@ -58,11 +62,11 @@ class Writer:
 
     def integers(self, *values: int) -> ir.Value:
         """A constant vector of 64-bit integers."""
-        return self.constant(np.array(values, np.int64), "i" + "_".join(map(str, values)))
+        return self.constant(np.array(values, np.int64), "i/" + "_".join(map(str, values)))
 
     def number(self, value: float) -> ir.Value:
         """A constant 32-bit float."""
-        return self.constant(np.float32(value), f"f{float(np.float32(value))!r}")
+        return self.constant(np.float32(value), f"f/{float(np.float32(value))!r}")
 
     def shape(self, op: Op) -> tuple[int, ...]:
         """The shape of an op's tensor, -1 for the axis that grows with the batch."""
@@ -105,12 +109,16 @@ class Writer:
             return x
         base = 2 ** (n["bits"] - 1)  # codes are signed, bytes are not
         scale = self.number(n["scale"])
-        zero = self.constant(np.uint8(n["zero"] + base), f"u{n['zero'] + base}")
+        zero = self._byte(n["zero"] + base)
         q = self.node("QuantizeLinear", [x, scale, zero], f"{name}.q")
         low, high = n["low"] + base, n["high"] + base
         if (low, high) != (0, 255) and not n.get("again"):
-            q = self.node("Clip", [q, self.constant(np.uint8(low), f"u{low}"), self.constant(np.uint8(high), f"u{high}")], f"{name}.clip")
+            q = self.node("Clip", [q, self._byte(low), self._byte(high)], f"{name}.clip")
         return self.node("DequantizeLinear", [q, scale, zero], name)
+
+    def _byte(self, value: int) -> ir.Value:
+        """A constant of 8 bits without a sign."""
+        return self.constant(np.uint8(value), f"u/{value}")
 
     def _on_integers(self, op: Op) -> bool:
         """Whether a runtime can run a layer on integers: it reads a grid, and a convolution also writes one.

@@ -31,6 +31,11 @@ def deployed(model: QuantizedModel) -> QuantizedModel:
     return replace(model, program=tuple(_whole(program)), placement="deployed")
 
 
+def folded(model: QuantizedModel) -> QuantizedModel:
+    """The program as it was trained, each BatchNorm that alone reads a layer in that layer, and nothing else changed."""
+    return replace(model, program=tuple(_folded(model.program)))
+
+
 def _readers(program: Iterable[Op]) -> dict[str, list[Op]]:
     found: dict[str, list[Op]] = {}
     for op in program:

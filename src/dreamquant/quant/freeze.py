@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor, fx
 
-from dreamquant.quant.names import FLOAT_LAYERS, IGNORED, MODULES, name_of
+from dreamquant.quant.names import FLOAT_LAYERS, IGNORED, MODULES, PLAIN, name_of
 from dreamquant.quant.program import NoForm, Op, bound, encode
 from dreamquant.quant.quantized import Facts, QuantizedModel
 from dreamquant.quant.quantizer import Quantizer
@@ -99,7 +99,7 @@ class _Freezing:
             given = {"mean": module.running_mean, "var": module.running_var, "weight": module.weight, "bias": module.bias}
             tensors = {key: value.detach().clone() for key, value in given.items() if value is not None}
             self.ops.append(Op("bn", node.name, (self._name(node.all_input_nodes[0]),), {"eps": module.eps}, tensors))
-        elif type(module) in MODULES:
+        elif type(module) in MODULES and all(getattr(module, name, usual) == usual for name, usual in PLAIN.items()):
             function, names = MODULES[type(module)]
             kwargs = {key: getattr(module, attribute) for key, attribute in names.items()}
             if isinstance(module, FLOAT_LAYERS):

@@ -62,6 +62,7 @@ MODULES: dict[type[nn.Module], tuple[str, dict[str, str]]] = {
     nn.Sigmoid: ("sigmoid", {}),
     nn.Tanh: ("tanh", {}),
     nn.Softmax: ("softmax", {"dim": "dim"}),
+    nn.LogSoftmax: ("log_softmax", {"dim": "dim"}),
     nn.AdaptiveAvgPool2d: ("adaptive_avg_pool2d", {"output_size": "output_size"}),
     nn.AdaptiveMaxPool2d: ("adaptive_max_pool2d", {"output_size": "output_size"}),
     nn.AvgPool2d: ("avg_pool2d", {k: k for k in ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")}),
@@ -84,5 +85,7 @@ MODULES: dict[type[nn.Module], tuple[str, dict[str, str]]] = {
     ),
     **{kind: ("identity", {}) for kind in DROPOUT},
 }
+# Attributes that change what a module computes and are no keyword above, with the values that change nothing
+PLAIN = {"divisor_override": None, "return_indices": False}
 # Modules that the table runs but that a network would have quantized, if there were an integer form
 FLOAT_LAYERS = (nn.Conv1d, nn.ConvTranspose2d, nn.Embedding)

@@ -97,6 +97,10 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
     return torch.softmax(x, dim)
 
 
+def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
+    return torch.log_softmax(x, dim)
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -278,7 +282,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     },
     **{f.__name__: f for f in (squeeze, unsqueeze, split, chunk, unbind, roll, transpose, cat, stack, pad, interpolate, identity)},
     **{f.__name__: f for f in (avg_pool2d, max_pool2d, adaptive_avg_pool2d, adaptive_max_pool2d, pixel_shuffle, channel_shuffle)},
-    **{f.__name__: f for f in (softmax, attention, layer_norm, group_norm, normalize, conv1d, conv_transpose2d, embedding, matmul, linear)},
+    **{f.__name__: f for f in (softmax, log_softmax, attention, layer_norm, group_norm, normalize)},
+    **{f.__name__: f for f in (conv1d, conv_transpose2d, embedding, matmul, linear)},
     **{f.__name__: f for f in (relu, relu6, leaky_relu, elu, prelu, gelu, softplus, silu, mish, hardswish, hardsigmoid)},
     **{name: getattr(torch, name) for name in ("sigmoid", "tanh", "exp", "log", "sqrt", "rsqrt", "abs", "neg")},
 }
