@@ -125,7 +125,13 @@ def test_evaluate_export_and_report(made: Path, digits: Path, tmp_path: Path, ca
     assert main(["evaluate", str(folder), "--eval", str(digits)]) == 0
     said = capsys.readouterr().out
     result = json.loads((made / "result.json").read_text())
-    assert f"{100 * result['quantized']['top1']:.1f} %" in said and "kept" in said
+    assert f"{100 * result['quantized']['top1']:.1f} %" in said and "kept" in said and "note" not in said
+    (folder / ".job.json").unlink()  # as where the network's own file is gone
+    assert main(["evaluate", str(folder), "--eval", str(digits)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "kept" not in said and "note: no float network to compare with" in said
+    told = failing(["evaluate", str(folder), "--eval", str(digits), "--weights", "absent.pt", "--classes", "7"], capsys)
+    assert "--weights, --classes: for a float network" in told
     assert main(["evaluate", "zoo:resnet-digits", "--eval", str(digits)]) == 0
     assert f"{100 * result['fp']['top1']:.1f} %" in capsys.readouterr().out
     (folder / "report.html").unlink()
@@ -244,6 +250,18 @@ def test_data_of_other_classes_is_refused_before_the_work(tmp_path: Path, capsys
     data, out = tmp_path / "eleven.npz", tmp_path / "out"
     np.savez(data, x=np.zeros((11, 8, 8, 1), np.uint8), y=np.arange(11))
     assert "class 10; the network knows 0 to 9" in failing([*RTN, "--eval", str(data), "--out", str(out)], capsys)
+    assert not out.exists()
+
+
+def test_what_could_not_be_saved_is_told_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "net.py", tmp_path / "out"
+    file.write_text(
+        "import torch.nn as nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.SELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))\n"
+    )
+    facts = ["--shape", "1,8,8", "--mean", "0.5", "--std", "0.25"]
+    assert "no form for _1 (SELU)" in failing(["quantize", f"{file}:make", *facts, "--recipe", "rtn", "--out", str(out)], capsys)
     assert not out.exists()
 
 

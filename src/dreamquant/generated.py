@@ -58,9 +58,11 @@ def trained(folder: Path, device: str = "cpu") -> Trained:
             weights = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged ({error})") from None
-    model = float_model_of(folder)
-    if model is None:
-        raise ValueError(f"{file} was trained against {note.get('model', 'a network')}, which cannot be had here any more as it was")
+    try:
+        model = float_model_of(folder)
+    except ValueError as error:
+        told = f"{file} was trained against {note.get('model', 'a network')}, which cannot be had here any more as it was"
+        raise ValueError(f"{told}: {error}") from None
     try:
         (dream,) = read(note["dream"], {**parts(), **_parts_of_recipe(folder)})
         model.to(device)

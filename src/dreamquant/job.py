@@ -20,6 +20,7 @@ from dreamquant.images import Images
 from dreamquant.inspection import inspect, spectrum
 from dreamquant.intake import load_model
 from dreamquant.model import Model
+from dreamquant.quant.freeze import without_form
 from dreamquant.quant.quantized import QuantizedModel
 from dreamquant.recipe import Recipe, dreams
 from dreamquant.report import write_report
@@ -118,6 +119,9 @@ def quantize_job(
     for images in (data, *further.values()):
         if images is not None:
             images.check(model)
+    if parts := without_form(model):
+        named = ", ".join(f"{name} ({words})" for name, words in parts.items())
+        raise ValueError(f"{model.name} could not be saved, because a file has no form for {named}; write it with other functions of torch")
     fingerprint = {"model": model.name, "weights": model.digest(), "recipe": repr(recipe), "seed": job.seed}
     with claimed(folder):
         belongs(folder, fingerprint, asdict(job))
@@ -215,17 +219,19 @@ def measured(model: Model | None, quantized: QuantizedModel, data: LabelledImage
     }
 
 
-def float_model_of(folder: Path) -> Model | None:
-    """The float network that the result in `folder` was made from; None when it cannot be had here any more."""
+def float_model_of(folder: Path) -> Model:
+    """The float network that the result in `folder` was made from; ValueError, with the reason, when it cannot be had here any more."""
     if not (folder / JOB).exists():
-        return None
+        raise ValueError(f"{folder} has no {JOB}, which names it")
     noted = read_json(folder / JOB)
     settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in noted["job"].items()}
     try:
         model = Job(**settings).load()
-    except (ValueError, OSError):
-        return None
-    return model if model.digest() == noted["fingerprint"]["weights"] else None
+    except OSError as error:
+        raise ValueError(str(error)) from None
+    if model.digest() != noted["fingerprint"]["weights"]:
+        raise ValueError(f"{settings['model']} has other weights now")
+    return model
 
 
 def float_bytes(model: Model) -> int:

@@ -114,9 +114,16 @@ def evaluate(
     if not Path(model).is_dir() and ":" not in model and not model.endswith(".py"):
         raise ValueError(f"no folder {model}; give that of a result, or a network, as zoo:NAME or path/file.py:function")
     images = LabelledImages.open(data)
+    facts = {"weights": weights, "shape": shape, "mean": mean, "std": std, "classes": classes}
     if Path(model).is_dir():
-        folder = Path(model)
-        show.scores(measured(float_model_of(folder), QuantizedModel.load(result_file(folder)), images, device_of("auto")))
+        if alien := [f"--{name}" for name, value in facts.items() if value is not None]:
+            raise ValueError(f"{', '.join(alien)}: for a float network; what a result was made from is known in its folder")
+        quantized, float_model, reason = QuantizedModel.load(result_file(Path(model))), None, ""
+        try:
+            float_model = float_model_of(Path(model))
+        except ValueError as error:
+            reason = f"no float network to compare with: {error}; run this where the result was made"
+        show.scores(measured(float_model, quantized, images, device_of("auto")), reason)
         return
     job = Job(model, weights=weights, shape=chw(shape), mean=numbers(mean, "--mean"), std=numbers(std, "--std"), classes=classes)
     scores = scores_of(job.load().to(device_of(job.device)), images)

@@ -40,8 +40,8 @@ def result(found: dict[str, Any], folder: Path) -> None:
     _print(console, f"report: {folder / 'report.html'}")
 
 
-def scores(found: dict[str, Any]) -> None:
-    """What an evaluation measured, one line a number."""
+def scores(found: dict[str, Any], note: str = "") -> None:
+    """What an evaluation measured, one line a number; with a note where some could not be."""
     deployed = found.get("deployed") or {}
     rows = [
         ("accuracy, float", (found["fp"] or {}).get("top1")),
@@ -56,8 +56,8 @@ def scores(found: dict[str, Any]) -> None:
             table.add_row(what, f"[bold]{percent(value)}[/bold]")
     console = Console()
     console.print(table)
-    if found["unreadable"]:
-        _print(console, f"note: {left_out(found['unreadable'])}")
+    for told in filter(None, (note, left_out(found["unreadable"]) if found["unreadable"] else "")):
+        _print(console, f"note: {told}")
 
 
 def dreamed(found: Inspection, count: int, folder: Path) -> None:
@@ -79,7 +79,8 @@ def exported(written: ExportReport) -> None:
     if written.check is not None:
         found = written.check
         rows.append(("runtime", found.runtime))
-        rows.append(("agreement", f"{percent(found.agreement)} of {found.images} images, with the deployed simulation"))
+        told = f"{percent(found.agreement)} of {found.images} images, logits {percent(found.relative)} apart"
+        rows.append(("agreement", f"{told}, with the deployed simulation"))
         done, total = sum(found.integer.values()), sum(found.integer.values()) + sum(found.floating.values())
         rows.append(("integer kernels", f"{done} of {total} convolutions, linears and additions"))
         rows.append(("one image", f"{found.milliseconds:.2f} ms on one thread"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +14,7 @@ from dreamquant.model import Model
 from dreamquant.quant.budget import Budget
 from dreamquant.quant.scheme import Int, Scheme, parse_bits
 from dreamquant.quant.sensitivity import Sensitivity, SwapOneLayer, trial
+from dreamquant.quant.student import Student
 from dreamquant.run import Run
 
 
@@ -56,6 +58,8 @@ class MixedBits:
             run.fronts[share.title] = share.drawn()
             counts = ", ".join(f"{b} bits in {count}" for b, count in sorted(Counter(mine.values()).items()))
             run.note(f"mixed {share.title}: {share.front.cost[share.taken] / share.whole:.2f} {share.unit} ({counts})")
+        if any(name not in bits for name in student.layers()):
+            run.note(f"mixed weights: {_average(student, bits):.2f} bits with the layers whose bits were not chosen, such as ends")
         base, layers, tensors = self.base, self.base.layers, self.base.tensors
         for place in places:
             if place.weight is not None:
@@ -70,6 +74,13 @@ class MixedBits:
         run.note("the recipe dreams no images, so bits were chosen by what is lost on noise")
         noise = torch.rand(64, *model.shape, generator=torch.Generator().manual_seed(run.number("noise")))
         return model.normalise(noise).to(model.device)
+
+
+def _average(student: Student, bits: Mapping[str, int]) -> float:
+    """Bits of a weight over all layers: those chosen, by name, and elsewhere those that the student has."""
+    sizes = {name: layer.weight.numel() for name, layer in student.layers().items()}
+    spent = (size * bits.get(name, student.layers()[name].quantizer.format.bits) for name, size in sizes.items())
+    return sum(spent) / sum(sizes.values())
 
 
 def mixed_of(bits: str, ends: int | None = None) -> MixedBits:

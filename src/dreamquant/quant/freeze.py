@@ -9,11 +9,13 @@ import torch
 import torch.nn as nn
 from torch import Tensor, fx
 
+from dreamquant.model import Model
 from dreamquant.quant.names import FLOAT_LAYERS, IGNORED, MODULES, PLAIN, name_of
 from dreamquant.quant.program import NoForm, Op, bound, encode
 from dreamquant.quant.quantized import Facts, QuantizedModel
 from dreamquant.quant.quantizer import Quantizer
-from dreamquant.quant.student import QuantConv2d, QuantLinear, Student
+from dreamquant.quant.scheme import uniform
+from dreamquant.quant.student import QuantConv2d, QuantLinear, Student, convert
 
 
 def freeze(student: Student, provenance: Mapping[str, Any]) -> QuantizedModel:
@@ -30,6 +32,17 @@ def freeze(student: Student, provenance: Mapping[str, Any]) -> QuantizedModel:
             freezing.write(node)
     left = {**source.left_in_float, **freezing.left}
     return QuantizedModel(_used(freezing.ops, freezing.output), facts, student.scheme.placement, dict(provenance), left)
+
+
+def without_form(model: Model) -> dict[str, str]:
+    """The parts of a network that a file has no form for, and what they are: known before anything is dreamed."""
+    program = freeze(convert(model, uniform("w8a32")), {}).program
+    return {op.name: _words(op.held) for op in program if op.kind == "opaque"}
+
+
+def _words(held: Any) -> str:
+    """What a part that exists in memory only is called."""
+    return type(held).__name__ if isinstance(held, nn.Module) else str(getattr(held, "__name__", held))
 
 
 def _used(ops: list[Op], output: str) -> tuple[Op, ...]:
@@ -194,9 +207,7 @@ class _Freezing:
         inputs: list[str] = []
         args = self._encoded(node, tuple(node.args), inputs, held=True)
         kwargs = {key: self._encoded(node, value, inputs, held=True) for key, value in node.kwargs.items()}
-        module = isinstance(held, nn.Module)
-        words = type(held).__name__ if module else str(getattr(held, "__name__", held))
-        self.left.setdefault(str(node.target) if module else node.name, f"{words} has no form in a program")
+        self.left.setdefault(str(node.target) if isinstance(held, nn.Module) else node.name, f"{_words(held)} has no form in a program")
         called = _Method(held) if isinstance(held, str) else held
         self.ops.append(Op("opaque", node.name, tuple(inputs), {"args": args, "kwargs": kwargs}, held=called))
 
@@ -211,10 +222,10 @@ class _Method:
     """A method called by its name."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.__name__ = name
 
     def __call__(self, owner: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(owner, self.name)(*args, **kwargs)
+        return getattr(owner, self.__name__)(*args, **kwargs)
 
 
 def _plain(value: Any) -> Any:

@@ -160,7 +160,7 @@ class QuantizedModel:
         """
         held = [op.name for op in self.program if op.kind == "opaque"]
         if held:
-            raise ValueError(f"{self.name} cannot be saved: {', '.join(held)} have no form in a file; rewrite them with torch functions")
+            raise ValueError(f"{self.name} cannot be saved: {', '.join(held)} have no form in a file; use other functions of torch")
         tensors: dict[str, Tensor] = {}
         lines = []
         for op in self.program:
