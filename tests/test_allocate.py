@@ -314,8 +314,10 @@ def test_bit_operations_stay_within_those_of_a_uniform_network(bits: str, model:
 
 
 def test_ends_keep_their_bits_and_are_outside_the_average(model: Model) -> None:
-    quantized, _, _ = chosen(model, "mixed:3.0a3.0", ends=8)
+    quantized, _, run = chosen(model, "mixed:3.0a3.0", ends=8)
     layers = quantized.layers()
+    everywhere = sum(np.prod(la.shape) * la.bits for la in layers) / sum(np.prod(la.shape) for la in layers)
+    assert any(f"mixed weights: {everywhere:.2f} bits with" in note for note in run.notes)
     assert layers[0].bits == layers[-1].bits == 8
     sizes = [np.prod(layer.shape) for layer in layers[1:-1]]
     assert sum(size * la.bits for size, la in zip(sizes, layers[1:-1], strict=True)) <= 3 * sum(sizes)

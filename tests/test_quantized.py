@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreamquant.model import Model
+from dreamquant.quant.deploy import in_float
 from dreamquant.quant.freeze import freeze
 from dreamquant.quant.program import Op, run
 from dreamquant.quant.quantized import QuantizedModel
 from dreamquant.quant.ranges import LpSearch, MinMax
-from dreamquant.quant.scheme import Int, Scheme, scheme_of
+from dreamquant.quant.scheme import Int, Scheme, scheme_of, uniform
 from dreamquant.quant.student import Student, convert
 from dreamquant.zoo.networks import CifarResNet, DepthwiseNet
 
@@ -360,3 +361,32 @@ def test_a_log_softmax_at_the_end_has_a_form(tmp_path: Path) -> None:
     freeze(student, {}).save(tmp_path / "model.safetensors")
     with torch.no_grad():
         assert torch.equal(QuantizedModel.load(tmp_path / "model.safetensors")(images()), student.net(images()))
+
+
+class Left(nn.Module):
+    """An image normalised inside, a sum before a BatchNorm, a convolution behind an interpolation, weights that are no module's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("middle", torch.full((1, 3, 1, 1), 0.4))
+        self.first, self.second, self.norm, self.third = (
+            nn.Conv2d(3, 8, 3, 1, 1),
+            nn.Conv2d(8, 8, 3, 1, 1),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 8, 3),
+        )
+        self.up, self.weight, self.linear = nn.Upsample(scale_factor=2), nn.Parameter(torch.randn(8, 6)), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first((x - self.middle) / 0.25))
+        x = F.relu(self.norm(x + self.second(x)))
+        return self.linear(self.third(self.up(x)).mean((2, 3)) @ self.weight)
+
+
+def test_what_runs_in_float_is_listed_and_an_image_normalised_inside_is_still_the_image() -> None:
+    student = student_of(Left(), uniform("w4a2", ends=8))
+    assert set(in_float(freeze(student, {}))) == {"norm", "third", "matmul"}
+    for whole in (student_of(Left(), scheme_of("w4a32")), student_of(small(), scheme_of("w4a4"))):
+        assert in_float(freeze(whole, {})) == {}
+    (image,) = (q for name, q in student.activation_quantizers().items() if name == "truediv")
+    assert image.format.bits == 8 and not image.live

@@ -54,6 +54,7 @@ CALLS: dict[Any, str] = {
     **dict.fromkeys((F.channel_shuffle, torch.channel_shuffle, F.pixel_shuffle, torch.pixel_shuffle), "move"),
 }
 LAYERS = ("conv", "linear")
+NORMALISES = (operator.sub, torch.sub, "sub", operator.truediv, torch.div, "div")
 RESHAPES = ("view", "reshape", torch.reshape)
 
 
@@ -64,6 +65,13 @@ def kind(graph: fx.GraphModule, node: fx.Node) -> str:
         found = next((name for cls, name in MODULES if isinstance(module, cls)), "other")
         return "other" if found == "bn" and module.running_mean is None else found
     return CALLS.get(node.target, "other") if node.op.startswith("call") else node.op
+
+
+def of_image(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node is the image, or the image moved and normalised: with constants alone, or by a BatchNorm."""
+    sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+    normalises = kind(graph, node) in ("bn", "move", "add", "mul") or node.target in NORMALISES
+    return node.op == "placeholder" or (normalises and len(sources) == 1 and of_image(graph, sources[0]))
 
 
 def clip_of(graph: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:

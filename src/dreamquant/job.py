@@ -20,6 +20,7 @@ from dreamquant.images import Images
 from dreamquant.inspection import inspect, spectrum
 from dreamquant.intake import load_model
 from dreamquant.model import Model
+from dreamquant.quant.deploy import in_float
 from dreamquant.quant.freeze import without_form
 from dreamquant.quant.quantized import QuantizedModel
 from dreamquant.recipe import Recipe, dreams
@@ -164,7 +165,7 @@ def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str
         "inspection": asdict(inspect(model, images)) if len(images) else None,
         "likeness": likeness(model, images) if len(images) else None,
         "spectrum": spectrum(images.pixels).tolist() if len(images) else None,
-        "left_in_float": {**model.left_in_float, **quantized.left_in_float},
+        "left_in_float": {**in_float(quantized), **model.left_in_float, **quantized.left_in_float},
         **layer_rows(model, quantized, images.pixels[:MEASURED]),
     }
     write_json(folder / "report.json", details)

@@ -20,6 +20,7 @@ from dreamquant.quant.program import MOVES, Op, levels, wide
 from dreamquant.quant.quantized import QuantizedModel, grid_of
 
 LARGEST = 2**31 - 1
+PRODUCTS = ("matmul", "linear")
 TUPLES = ("chunk", "split", "unbind")  # moves whose value is several tensors: the grid stands behind the choice of one
 
 
@@ -34,6 +35,22 @@ def deployed(model: QuantizedModel) -> QuantizedModel:
 def folded(model: QuantizedModel) -> QuantizedModel:
     """The program as it was trained, each BatchNorm that alone reads a layer in that layer, and nothing else changed."""
     return replace(model, program=tuple(_folded(model.program)))
+
+
+def in_float(model: QuantizedModel) -> dict[str, str]:
+    """What integer kernels will not run of the deployed program though activations have bits, and why, by layer or op."""
+    program = deployed(model).program
+    by, found = {op.name: op for op in program}, dict[str, str]()
+    if all(op.kind != "grid" for op in program):
+        return found
+    for op in program:
+        if op.kind in ("conv", "linear") and "bias32" not in op.tensors:
+            found[op.numbers["layer"]] = "it reads values that are on no grid, so it runs in float"
+        elif op.kind == "bn":
+            found[op.name] = "no layer alone before it takes this BatchNorm in, so it runs in float"
+        elif op.kind == "call" and op.function() in PRODUCTS and any(by[name].kind == "constant" for name in op.inputs):
+            found[op.name] = f"{op.function()} with weights that are no module's, so they stay in float"
+    return found
 
 
 def _readers(program: Iterable[Op]) -> dict[str, list[Op]]:

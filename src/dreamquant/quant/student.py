@@ -79,10 +79,11 @@ def convert(model: Model, scheme: Scheme) -> Student:
         raise ValueError(f"{model.name} has no {', '.join(sorted(unknown))} to quantize, for which the scheme names a format")
     order = {node: number for number, node in enumerate(layers)}
     kinds = {node: graph.kind(net, node) for node in net.graph.nodes}
+    image = {node for node in tensors if graph.of_image(net, node)}
     for node in tensors:
         reads = [r for r in graph.readers(net, node) if r in order]
         averaged = kinds[node] == "mean"
-        trained = node.op != "placeholder" and not averaged and (kinds[node] == "act" or bool(reads))
+        trained = node not in image and not averaged and (kinds[node] == "act" or bool(reads))
         live = trained or scheme.placement == "deploy"
         form = (scheme.activations if trained or averaged else None) or scheme.spare
         if scheme.ends and any(order[r] in (1, len(layers) - 1) for r in reads):
