@@ -47,8 +47,8 @@ class Scheme:
     """Formats of weights and activations, and where quantizers stand.
 
     `paper`: weights, outputs of activation functions and inputs of convolutions and linears, as the literature compares
-    (the image, normalised inside or not, and averages of quantized tensors stay in float; BatchNorm is not folded). `deploy`: every tensor an
-    integer kernel reads or writes. `ends`: bits of the first and last layer's weights and of what the second and the
+    (the image, normalised inside or not, and averages of quantized tensors stay in float; BatchNorm is not folded). `deploy`:
+    every tensor an integer kernel reads or writes. `ends`: bits of the first and last layer's weights and of what the second and the
     last layer read. `spare`: the format of tensors that only an integer kernel quantizes. `layers`: exceptions for weights,
     by the layer's name. `tensors`: exceptions for activations, by the name of the node that makes them. `residual`: bits of
     a tensor that a sum reads; layers that read it too have it rounded once more, to their own bits. Without it, sums read
