@@ -121,6 +121,17 @@ def test_no_student_is_lost_in_its_first_updates(name: str, effort: str, digits:
     assert distance(student, model, images) < before
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_other_effort_is_taken_for_paper(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: effort 'fastt'; choose 'fast' or 'paper'"):
+        recipes.find(name)(effort="fastt")
+
+
+def test_another_placement_is_refused() -> None:
+    with pytest.raises(ValueError, match="placement 'deployed': choose 'paper' or 'deploy'"):
+        changed(recipes.rtn(), "scheme.placement=deployed")
+
+
 def test_an_unknown_recipe_offers_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean synq"):
         recipes.find("synk")

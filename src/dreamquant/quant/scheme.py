@@ -65,6 +65,8 @@ class Scheme:
     residual: int | None = None
 
     def __post_init__(self) -> None:
+        if self.placement not in ("paper", "deploy"):
+            raise ValueError(f"placement {self.placement!r}: choose 'paper' or 'deploy'")
         if self.ends is not None and not 2 <= self.ends <= 8:
             raise ValueError(f"ends of {self.ends} bits: the first and the last layer take 2 to 8")
         if self.residual is not None and not 2 <= self.residual <= 8:

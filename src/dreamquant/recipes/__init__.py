@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -38,5 +40,18 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"no recipe {name!r}; there are {', '.join(names())}")
 
 
+def _checked(make: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    """The same function, which takes no other effort for `paper`."""
+
+    @functools.wraps(make)
+    def checked(*args: Any, **settings: Any) -> Recipe:
+        effort = inspect.signature(make).bind(*args, **settings).arguments.get("effort", "fast")
+        if effort not in ("fast", "paper"):
+            raise ValueError(f"{make.__name__}: effort {effort!r}; choose 'fast' or 'paper'")
+        return make(*args, **settings)
+
+    return checked
+
+
 for _name in names():  # importing a module binds its name here; the function of that name takes its place
-    globals()[_name] = getattr(importlib.import_module(f"{__name__}.{_name}"), _name)
+    globals()[_name] = _checked(getattr(importlib.import_module(f"{__name__}.{_name}"), _name))
