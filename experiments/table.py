@@ -85,9 +85,10 @@ def formats(result: Result) -> str:
 
 
 def named(recipe: str, settings: Sequence[str]) -> str:
-    """A recipe with its settings, `field=value` each and once, without the way to the field."""
-    pairs = (setting.partition("=") for setting in settings)
-    return " ".join([recipe, *dict.fromkeys(f"{path.rpartition('.')[2]}={value}" for path, _, value in pairs)])
+    """A recipe with its settings, `field=value` each and once, without the way to the field; a weight with the term it is of."""
+    pairs = [(setting.partition("=")[0].split("."), setting.partition("=")[2]) for setting in settings]
+    words = [f"{'.'.join(path[-2:] if path[-1] == 'weight' else path[-1:])}={value}" for path, value in pairs]
+    return " ".join([recipe, *dict.fromkeys(words)])
 
 
 def settings_of(result: Result) -> tuple[str, ...]:

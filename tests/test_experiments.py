@@ -24,7 +24,8 @@ from dreamquant.synthesis.transforms import LowPass
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
 METHODS = ("third_party", "matched", "edge", "pixels_third_party", "pixels_matched", "plugged", "rebuilt", "pixels_tiny", "generators_tiny")
 GRIDS = [
-    f"methods.py:{name}" for name in (*METHODS, "generators_third_party", "generators_again", "generators_matched", "halves", "imagenet")
+    f"methods.py:{name}"
+    for name in (*METHODS, "generators_third_party", "generators_again", "generators_varied", "generators_matched", "halves", "imagenet")
 ]
 GRIDS += ["enhancing.py:ideas", "noise.py", "dreams.py", "spread.py", "cells.py"]
 GRIDS += [f"ablations.py:{name}" for name in ("ideas", "maps", "thresholds", "cutoffs", "counts", "plugged")]
@@ -226,6 +227,7 @@ def test_tables_keep_the_two_conventions_apart() -> None:
     rows = [line.split(" | ")[1:5] for line in tables.table(results).splitlines()[2:]]
     assert rows == [["w3a3", "genie", "fast", "2"], ["w3a3 ends 8", "genie", "fast", "1"]]
     assert tables.named("a", ["steps.0.n=1", "steps.1.n=1", "steps.1.m=2"]) == "a n=1 m=2" and tables.named("a", []) == "a"
+    assert tables.named("a", ["steps.0.loss.Term.weight=1"]) == "a Term.weight=1"
     head, _, row, _ = tables.table(results, ("kept", "seconds")).splitlines()
     assert head == "| model | bits | recipe | effort | seeds | kept | seconds |"
     assert row.endswith("| 2 | 81.0 (2.0) | 3.0 |"), "of seconds the least"
@@ -233,7 +235,9 @@ def test_tables_keep_the_two_conventions_apart() -> None:
     assert tables.cell("seconds", faster) == "4.0" and tables.cell("seconds", faster[:1]) == "", "seconds are those of a CPU"
 
 
-@pytest.mark.parametrize("name", ["methods", "ablations", "noise", "enhancing", "causal", "photographs", "dreams", "searched", "spread"])
+@pytest.mark.parametrize(
+    "name", ["methods", "ablations", "noise", "enhancing", "causal", "photographs", "dreams", "searched", "spread", "varied"]
+)
 def test_pages_say_what_their_files_say(name: str) -> None:
     tables, page = load_file(FOLDER / "table.py"), (FOLDER / "results" / f"{name}.md").read_text().splitlines()
     results = load_file(FOLDER / "plots.py").read([str(FOLDER / "results" / name)])
