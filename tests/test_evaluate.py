@@ -168,6 +168,22 @@ def test_a_class_without_images_keeps_its_number(archived: bool, tmp_path: Path)
     assert sorted(data.labels) == [0, 2]
 
 
+@pytest.mark.parametrize("archived", [False, True])
+def test_folders_of_some_classes_are_refused(archived: bool, model: Model, tmp_path: Path) -> None:
+    """Two of three colours would become classes 0 and 1, whichever they are."""
+    source = write(tmp_path / "x", {"blue/0.png": 2, "green/0.png": 1})
+    with pytest.raises(ValueError, match="has 2 class folders and the network 3 classes; .* empty where there are no images"):
+        evaluate(model, LabelledImages.open(packed(source) if archived else source))
+    (source / "amber").mkdir()
+    data = LabelledImages.open(packed(source) if archived else source)
+    data.check(model)
+    assert data.folders == 3 and sorted(data.labels) == [1, 2]
+    (source / "white").mkdir()
+    with pytest.raises(ValueError, match="has 4 class folders and the network 3 classes"):
+        LabelledImages.open(packed(source) if archived else source).check(model)
+    LabelledImages.open(write(tmp_path / "indexed", {"0.png": 0, "2.png": 2})).check(model)
+
+
 def test_data_that_cannot_be_used(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no evaluation data"):
         LabelledImages.open(tmp_path / "nothing")

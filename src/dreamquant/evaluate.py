@@ -50,13 +50,15 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Real images and their classes, read when they are needed. `unreadable` names the files that are no image."""
+    """Real images and their classes, read when they are needed. `unreadable` names the files that are no image;
+    `folders` is the number of class folders, empty ones too, where those in sorted order are the classes."""
 
     source: str
     labels: tuple[int, ...]
     read: Callable[[int], Image.Image] = field(repr=False)
     names: tuple[str, ...] = field(repr=False)
     unreadable: tuple[str, ...] = ()
+    folders: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,7 +82,12 @@ class LabelledImages:
         return _of_tar(path)
 
     def check(self, network: Network) -> None:
-        """ValueError for labels that the network does not know."""
+        """ValueError for labels that the network does not know, or that are of other classes than its own."""
+        if self.folders not in (None, network.classes):
+            raise ValueError(
+                f"{self.source} has {self.folders} class folders and the network {network.classes} classes; a folder's class is its place "
+                "among all in sorted order: make one folder a class, empty where there are no images, or give an npz with x and y"
+            )
         if self.labels and max(self.labels) >= network.classes:
             raise ValueError(f"{self.source} has class {max(self.labels)}; the network knows 0 to {network.classes - 1}")
 
@@ -150,6 +157,7 @@ def _of_files(source: str, names: list[str], folders: list[str], data: Callable[
         raise ValueError(f"{source} holds no images; give class sub-folders, or files named INDEX.jpg")
     parents = [PurePosixPath(names[number]).parent for number in inside]
     stems = [PurePosixPath(names[number]).stem for number in inside]
+    order: dict[str, int] | None = None
     if all(stem.isdecimal() for stem in stems) and len(set(parents)) == 1:
         labels = [int(stem) for stem in stems]
     elif all(parent.name for parent in parents):
@@ -169,7 +177,12 @@ def _of_files(source: str, names: list[str], folders: list[str], data: Callable[
         raise ValueError(f"{source}: none of {len(inside)} images can be read, {', '.join(unreadable[:SHOWN])} first")
     kept = [inside[place] for place in good]
     return LabelledImages(
-        source, tuple(labels[p] for p in good), lambda i: _decoded(data(kept[i])), tuple(names[n] for n in kept), tuple(unreadable)
+        source,
+        tuple(labels[place] for place in good),
+        lambda i: _decoded(data(kept[i])),
+        tuple(names[number] for number in kept),
+        tuple(unreadable),
+        None if order is None else len(order),
     )
 
 
