@@ -121,13 +121,26 @@ def _decoded(data: bytes) -> Image.Image:
     return image
 
 
-def _of_tar(path: Path) -> LabelledImages:
-    """Read in memory: nothing is unpacked, so no member can escape."""
+def _listed(path: Path) -> tuple[tarfile.TarFile, list[tarfile.TarInfo]]:
+    """An open archive and its members. ValueError where it is none, or does not end as an archive does: with a block of zeros."""
     try:
         archive = tarfile.open(path)  # noqa: SIM115 (stays open as long as images are read)
-        inside = [m for m in archive.getmembers() if not PurePosixPath(m.name).name.startswith(".")]
+        members = archive.getmembers()
+        stream = archive.fileobj
+        assert stream is not None
+        stream.seek(archive.offset)  # where tarfile stopped, as it does without a word at half a header or none
+        end = stream.read(tarfile.BLOCKSIZE)
     except DAMAGED as error:
         raise ValueError(f"{path} is no folder, tar or npz of images ({error})") from None
+    if end != bytes(tarfile.BLOCKSIZE):
+        raise ValueError(f"{path} is cut off or damaged after {sum(m.isfile() for m in members)} files; fetch it again")
+    return archive, members
+
+
+def _of_tar(path: Path) -> LabelledImages:
+    """Read in memory: nothing is unpacked, so no member can escape."""
+    archive, listed = _listed(path)
+    inside = [m for m in listed if not PurePosixPath(m.name).name.startswith(".")]
     members = [m for m in inside if not m.isdir()]
 
     def data(number: int) -> bytes:
