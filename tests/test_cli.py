@@ -253,6 +253,20 @@ def test_data_of_other_classes_is_refused_before_the_work(tmp_path: Path, capsys
     assert not out.exists()
 
 
+def test_a_network_that_takes_no_images_is_not_evaluated(tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "net.py", tmp_path / "out"
+    file.write_text(
+        "import torch.nn as nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))\n"
+    )
+    facts = ["--shape", "4,8,8", "--mean", "0.5,0.5,0.5,0.5", "--std", "0.2,0.2,0.2,0.2"]
+    argv = ["quantize", f"{file}:make", *facts, "--recipe", "rtn", "--out", str(out)]
+    assert "takes 4 channels and images have 1 or 3: it can be quantized without --eval" in failing([*argv, "--eval", str(digits)], capsys)
+    assert not out.exists()
+    assert main(argv) == 0
+
+
 def test_what_could_not_be_saved_is_told_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = tmp_path / "net.py", tmp_path / "out"
     file.write_text(

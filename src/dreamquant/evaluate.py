@@ -82,7 +82,11 @@ class LabelledImages:
         return _of_tar(path)
 
     def check(self, network: Network) -> None:
-        """ValueError for labels that the network does not know, or that are of other classes than its own."""
+        """ValueError for a network that takes no images, or for labels of other classes than its own."""
+        if network.shape[0] not in (1, 3):
+            raise ValueError(
+                f"the network takes {network.shape[0]} channels and images have 1 or 3: it can be quantized without --eval, not evaluated"
+            )
         if self.folders not in (None, network.classes):
             raise ValueError(
                 f"{self.source} has {self.folders} class folders and the network {network.classes} classes; a folder's class is its place "
@@ -218,8 +222,6 @@ def _of_arrays(path: Path) -> LabelledImages:
 def _fitted(image: Image.Image, shape: tuple[int, int, int]) -> Tensor:
     """Bytes (C, H, W) of the shape a network takes: an image of another size is resized and its middle cropped."""
     channels, height, width = shape
-    if channels not in (1, 3):
-        raise ValueError(f"the network takes {channels} channels; images have 1 or 3")
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         if min(height, width) >= CROPPED_FROM:
