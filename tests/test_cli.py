@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -79,6 +80,9 @@ def test_quantize_fills_the_folder(made: Path) -> None:
     assert result["fp"]["top1"] > 0.95
     for share in (result["quantized"]["top1"], result["agreement"], result["kept"], result["deployed"]["top1"]):
         assert 0.5 < share <= 1
+    assert (result["eval_images"], result["eval_classes"]) == (360, 10)
+    top1 = result["quantized"]["top1"]
+    assert result["standard_error"] == pytest.approx((top1 * (1 - top1) / 360) ** 0.5)
     assert result["provenance"]["seed"] == 0 and "rtn" in result["provenance"]["recipe"]
     page = (made / "report.html").read_text()
     assert "<svg" in page and "conv1" in page
@@ -97,6 +101,7 @@ def test_the_same_command_again_shows_the_result(made: Path, digits: Path, capsy
     assert main([*RTN, "--eval", str(digits), "--out", str(made)]) == 0
     said = capsys.readouterr()
     assert "finished result of this command" in said.err and "accuracy, quantized" in said.out
+    assert re.search(r"test images.* 360 .*of 10 classes; accuracies ± \d\.\d points", said.out)
     assert (made / "result.json").stat().st_mtime_ns == stamp
 
 
@@ -110,6 +115,7 @@ def test_evaluation_can_be_added_later(made: Path, digits: Path, tmp_path: Path)
     before = tmp_path / "out"
     assert main([*RTN, "--out", str(before)]) == 0
     result = json.loads((before / "result.json").read_text())
+    assert result["eval_images"] is None and result["standard_error"] is None
     assert result["fp"] is None and result["quantized"] is None and result["agreement"] is None and result["kept"] is None
     weights = (before / "model.safetensors").read_bytes()
     assert weights == (made / "model.safetensors").read_bytes()  # same seed, same machine, same bits
@@ -126,6 +132,8 @@ def test_evaluate_export_and_report(made: Path, digits: Path, tmp_path: Path, ca
     said = capsys.readouterr().out
     result = json.loads((made / "result.json").read_text())
     assert f"{100 * result['quantized']['top1']:.1f} %" in said and "kept" in said and "note" not in said
+    counted = "360 of 10 classes; accuracies ± {:.1f} points"
+    assert counted.format(100 * result["standard_error"]) in said
     (folder / ".job.json").unlink()  # as where the network's own file is gone
     assert main(["evaluate", str(folder), "--eval", str(digits)]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -133,7 +141,8 @@ def test_evaluate_export_and_report(made: Path, digits: Path, tmp_path: Path, ca
     told = failing(["evaluate", str(folder), "--eval", str(digits), "--weights", "absent.pt", "--classes", "7"], capsys)
     assert "--weights, --classes: for a float network" in told
     assert main(["evaluate", "zoo:resnet-digits", "--eval", str(digits)]) == 0
-    assert f"{100 * result['fp']['top1']:.1f} %" in capsys.readouterr().out
+    said, share = capsys.readouterr().out, result["fp"]["top1"]
+    assert f"{100 * share:.1f} %" in said and counted.format(100 * (share * (1 - share) / 360) ** 0.5) in said
     (folder / "report.html").unlink()
     assert main(["report", str(folder)]) == 0
     assert (folder / "report.html").read_text() == (made / "report.html").read_text()
@@ -404,5 +413,6 @@ def test_further_data_is_measured_without_quantizing_again(tmp_path: Path, digit
     first, _ = quantize_job(asked, tmp_path / "out")
     again, before = quantize_job(replace(asked, also=(str(digits),)), tmp_path / "out")
     assert first["also"] == {} and not before
+    assert again["also"][digits.name]["eval_images"] == 360
     assert again["also"][digits.name]["quantized"] == again["quantized"] == first["quantized"]
     assert again["seconds"]["quantize"] == first["seconds"]["quantize"]

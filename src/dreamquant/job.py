@@ -205,7 +205,8 @@ def _measured(
 def measured(model: Model | None, quantized: QuantizedModel, data: LabelledImages | None, device: str = "cpu") -> dict[str, Any]:
     """Accuracy of the float model, the quantized one and its deployed form, in the keys of result.json; worked out on `device`."""
     if data is None:
-        return {"fp": None, "quantized": None, "agreement": None, "kept": None, "deployed": None, "unreadable": []}
+        unknown = ("fp", "quantized", "agreement", "kept", "deployed", "eval_images", "eval_classes", "standard_error")
+        return {**dict.fromkeys(unknown), "unreadable": []}
     networks: list[Model | QuantizedModel] = [quantized, quantized.deployed(), *([model] if model else [])]
     (mine, integers, *theirs), labels = predictions([network.to(device) for network in networks], data)
     scores = scored(mine, labels, theirs[0] if theirs else None, data.unreadable)
@@ -216,6 +217,9 @@ def measured(model: Model | None, quantized: QuantizedModel, data: LabelledImage
         "agreement": scores.agreement,
         "kept": scores.kept,
         "deployed": {"top1": deployed.top1, "agreement_with_simulation": deployed.agreement},
+        "eval_images": scores.images,
+        "eval_classes": len(set(data.labels)),
+        "standard_error": scores.standard_error,
         "unreadable": list(scores.unreadable),
     }
 
