@@ -125,6 +125,48 @@ def test_evaluation_can_be_added_later(made: Path, digits: Path, tmp_path: Path)
     assert (before / "model.safetensors").read_bytes() == weights
 
 
+def test_data_that_changed_is_measured_again(digits: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data.npz", tmp_path / "out"
+    argv = [*RTN, "--eval", str(data), "--out", str(out)]
+    with np.load(digits) as arrays:
+        x, y = arrays["x"], arrays["y"]
+
+    def images_and_float(x: np.ndarray, y: np.ndarray) -> tuple[int, float]:
+        np.savez(data, x=x, y=y)
+        assert main(argv) == 0
+        found = json.loads((out / "result.json").read_text())
+        return found["eval_images"], found["fp"]["top1"]
+
+    assert images_and_float(x, y)[0] == 360
+    weights = (out / "model.safetensors").read_bytes()
+    assert images_and_float(x[:100], y[:100])[0] == 100
+    count, share = images_and_float(x[:100], (y[:100] + 1) % 10)
+    assert count == 100 and share < 0.2, "other labels of as many images"
+    assert (out / "model.safetensors").read_bytes() == weights and "(100 images of 10 classes" in (out / "report.html").read_text()
+    older = json.loads((out / "result.json").read_text())
+    del older["eval_digest"]
+    (out / "result.json").write_text(json.dumps(older))
+    assert images_and_float(x, y)[0] == 100, "what an older version wrote is believed"
+
+
+def test_a_finished_folder_has_its_report(made: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopping(path: Path, value: Any) -> None:
+        if path.name == "result.json":
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as killed:
+        killed.setattr(job, "write_json", stopping)
+        assert main([*RTN, "--eval", str(digits), "--out", str(out)]) == 130
+    assert (out / "report.html").exists() and not (out / "result.json").exists()
+    shutil.copytree(made, tmp_path / "copy")
+    (tmp_path / "copy" / "report.html").unlink()  # as older versions left it, killed before its writing
+    assert main([*RTN, "--eval", str(digits), "--out", str(tmp_path / "copy")]) == 0
+    assert (tmp_path / "copy" / "report.html").read_bytes() == (made / "report.html").read_bytes()
+    assert (tmp_path / "copy" / "result.json").read_bytes() == (made / "result.json").read_bytes()
+
+
 def test_evaluate_export_and_report(made: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(made, folder)

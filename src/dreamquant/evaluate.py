@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import lzma
 import math
@@ -62,6 +63,11 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def digest(self) -> str:
+        """A hash of names and labels, which tells other data of the same path without reading an image again."""
+        return hashlib.sha256(repr((self.names, self.labels)).encode()).hexdigest()[:16]
 
     @classmethod
     def open(cls, path: str | Path) -> LabelledImages:

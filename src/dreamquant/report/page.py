@@ -27,8 +27,12 @@ PLACEMENTS = {
 
 def write_report(folder: str | Path) -> Path:
     """Write FOLDER/report.html from the result.json, report.json and images of a finished job; ValueError when it has none."""
-    folder = Path(folder)
-    result, details = read_json(folder / "result.json"), read_json(folder / "report.json")
+    return write_page(Path(folder), read_json(Path(folder) / "result.json"))
+
+
+def write_page(folder: Path, result: dict[str, Any]) -> Path:
+    """Write FOLDER/report.html of a `result` that is not in its result.json yet."""
+    details = read_json(folder / "report.json")
     preview = folder / "images" / "preview.png"
     charts = [Markup(chart) for name, points in details["curves"].items() if (chart := curve_chart(name, points))]
     fronts = [Markup(front_chart(title, front)) for title, front in details.get("fronts", {}).items()]  # older folders have none
