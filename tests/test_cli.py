@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -79,6 +80,9 @@ def test_quantize_fills_the_folder(made: Path) -> None:
     assert result["fp"]["top1"] > 0.95
     for share in (result["quantized"]["top1"], result["agreement"], result["kept"], result["deployed"]["top1"]):
         assert 0.5 < share <= 1
+    assert (result["eval_images"], result["eval_classes"]) == (360, 10)
+    top1 = result["quantized"]["top1"]
+    assert result["standard_error"] == pytest.approx((top1 * (1 - top1) / 360) ** 0.5)
     assert result["provenance"]["seed"] == 0 and "rtn" in result["provenance"]["recipe"]
     page = (made / "report.html").read_text()
     assert "<svg" in page and "conv1" in page
@@ -97,6 +101,7 @@ def test_the_same_command_again_shows_the_result(made: Path, digits: Path, capsy
     assert main([*RTN, "--eval", str(digits), "--out", str(made)]) == 0
     said = capsys.readouterr()
     assert "finished result of this command" in said.err and "accuracy, quantized" in said.out
+    assert re.search(r"test images.* 360 .*of 10 classes; accuracies ± \d\.\d points", said.out)
     assert (made / "result.json").stat().st_mtime_ns == stamp
 
 
@@ -110,6 +115,7 @@ def test_evaluation_can_be_added_later(made: Path, digits: Path, tmp_path: Path)
     before = tmp_path / "out"
     assert main([*RTN, "--out", str(before)]) == 0
     result = json.loads((before / "result.json").read_text())
+    assert result["eval_images"] is None and result["standard_error"] is None
     assert result["fp"] is None and result["quantized"] is None and result["agreement"] is None and result["kept"] is None
     weights = (before / "model.safetensors").read_bytes()
     assert weights == (made / "model.safetensors").read_bytes()  # same seed, same machine, same bits
@@ -119,6 +125,48 @@ def test_evaluation_can_be_added_later(made: Path, digits: Path, tmp_path: Path)
     assert (before / "model.safetensors").read_bytes() == weights
 
 
+def test_data_that_changed_is_measured_again(digits: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data.npz", tmp_path / "out"
+    argv = [*RTN, "--eval", str(data), "--out", str(out)]
+    with np.load(digits) as arrays:
+        x, y = arrays["x"], arrays["y"]
+
+    def images_and_float(x: np.ndarray, y: np.ndarray) -> tuple[int, float]:
+        np.savez(data, x=x, y=y)
+        assert main(argv) == 0
+        found = json.loads((out / "result.json").read_text())
+        return found["eval_images"], found["fp"]["top1"]
+
+    assert images_and_float(x, y)[0] == 360
+    weights = (out / "model.safetensors").read_bytes()
+    assert images_and_float(x[:100], y[:100])[0] == 100
+    count, share = images_and_float(x[:100], (y[:100] + 1) % 10)
+    assert count == 100 and share < 0.2, "other labels of as many images"
+    assert (out / "model.safetensors").read_bytes() == weights and "(100 images of 10 classes" in (out / "report.html").read_text()
+    older = json.loads((out / "result.json").read_text())
+    del older["eval_digest"]
+    (out / "result.json").write_text(json.dumps(older))
+    assert images_and_float(x, y)[0] == 100, "what an older version wrote is believed"
+
+
+def test_a_finished_folder_has_its_report(made: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopping(path: Path, value: Any) -> None:
+        if path.name == "result.json":
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as killed:
+        killed.setattr(job, "write_json", stopping)
+        assert main([*RTN, "--eval", str(digits), "--out", str(out)]) == 130
+    assert (out / "report.html").exists() and not (out / "result.json").exists()
+    shutil.copytree(made, tmp_path / "copy")
+    (tmp_path / "copy" / "report.html").unlink()  # as older versions left it, killed before its writing
+    assert main([*RTN, "--eval", str(digits), "--out", str(tmp_path / "copy")]) == 0
+    assert (tmp_path / "copy" / "report.html").read_bytes() == (made / "report.html").read_bytes()
+    assert (tmp_path / "copy" / "result.json").read_bytes() == (made / "result.json").read_bytes()
+
+
 def test_evaluate_export_and_report(made: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(made, folder)
@@ -126,6 +174,8 @@ def test_evaluate_export_and_report(made: Path, digits: Path, tmp_path: Path, ca
     said = capsys.readouterr().out
     result = json.loads((made / "result.json").read_text())
     assert f"{100 * result['quantized']['top1']:.1f} %" in said and "kept" in said and "note" not in said
+    counted = "360 of 10 classes; accuracies ± {:.1f} points"
+    assert counted.format(100 * result["standard_error"]) in said
     (folder / ".job.json").unlink()  # as where the network's own file is gone
     assert main(["evaluate", str(folder), "--eval", str(digits)]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -133,7 +183,8 @@ def test_evaluate_export_and_report(made: Path, digits: Path, tmp_path: Path, ca
     told = failing(["evaluate", str(folder), "--eval", str(digits), "--weights", "absent.pt", "--classes", "7"], capsys)
     assert "--weights, --classes: for a float network" in told
     assert main(["evaluate", "zoo:resnet-digits", "--eval", str(digits)]) == 0
-    assert f"{100 * result['fp']['top1']:.1f} %" in capsys.readouterr().out
+    said, share = capsys.readouterr().out, result["fp"]["top1"]
+    assert f"{100 * share:.1f} %" in said and counted.format(100 * (share * (1 - share) / 360) ** 0.5) in said
     (folder / "report.html").unlink()
     assert main(["report", str(folder)]) == 0
     assert (folder / "report.html").read_text() == (made / "report.html").read_text()
@@ -251,6 +302,20 @@ def test_data_of_other_classes_is_refused_before_the_work(tmp_path: Path, capsys
     np.savez(data, x=np.zeros((11, 8, 8, 1), np.uint8), y=np.arange(11))
     assert "class 10; the network knows 0 to 9" in failing([*RTN, "--eval", str(data), "--out", str(out)], capsys)
     assert not out.exists()
+
+
+def test_a_network_that_takes_no_images_is_not_evaluated(tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "net.py", tmp_path / "out"
+    file.write_text(
+        "import torch.nn as nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))\n"
+    )
+    facts = ["--shape", "4,8,8", "--mean", "0.5,0.5,0.5,0.5", "--std", "0.2,0.2,0.2,0.2"]
+    argv = ["quantize", f"{file}:make", *facts, "--recipe", "rtn", "--out", str(out)]
+    assert "takes 4 channels and images have 1 or 3: it can be quantized without --eval" in failing([*argv, "--eval", str(digits)], capsys)
+    assert not out.exists()
+    assert main(argv) == 0
 
 
 def test_what_could_not_be_saved_is_told_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -390,5 +455,6 @@ def test_further_data_is_measured_without_quantizing_again(tmp_path: Path, digit
     first, _ = quantize_job(asked, tmp_path / "out")
     again, before = quantize_job(replace(asked, also=(str(digits),)), tmp_path / "out")
     assert first["also"] == {} and not before
+    assert again["also"][digits.name]["eval_images"] == 360
     assert again["also"][digits.name]["quantized"] == again["quantized"] == first["quantized"]
     assert again["seconds"]["quantize"] == first["seconds"]["quantize"]

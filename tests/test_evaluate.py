@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import importlib
 import io
 import json
+import lzma
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +170,43 @@ def test_a_class_without_images_keeps_its_number(archived: bool, tmp_path: Path)
     (source / ".cache").mkdir()
     data = LabelledImages.open(packed(source) if archived else source)
     assert sorted(data.labels) == [0, 2]
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_folders_of_some_classes_are_refused(archived: bool, model: Model, tmp_path: Path) -> None:
+    """Two of three colours would become classes 0 and 1, whichever they are."""
+    source = write(tmp_path / "x", {"blue/0.png": 2, "green/0.png": 1})
+    with pytest.raises(ValueError, match="has 2 class folders and the network 3 classes; .* empty where there are no images"):
+        evaluate(model, LabelledImages.open(packed(source) if archived else source))
+    (source / "amber").mkdir()
+    data = LabelledImages.open(packed(source) if archived else source)
+    data.check(model)
+    assert data.folders == 3 and sorted(data.labels) == [1, 2]
+    (source / "white").mkdir()
+    with pytest.raises(ValueError, match="has 4 class folders and the network 3 classes"):
+        LabelledImages.open(packed(source) if archived else source).check(model)
+    LabelledImages.open(write(tmp_path / "indexed", {"0.png": 0, "2.png": 2})).check(model)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress], ids=["plain", "gz", "bz2", "xz"])
+def test_a_truncated_archive_is_no_smaller_set(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    whole = packed(write(tmp_path / "x", FILES)).read_bytes()
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        third = archive.getmembers()[-2]
+    path = tmp_path / "cut.tar"
+    path.write_bytes(compress(whole))
+    assert len(LabelledImages.open(path)) == 5
+    damaged = whole[: third.offset] + b"?" + whole[third.offset + 1 :]
+    for part in (whole[: third.offset], whole[: third.offset + 100], damaged):
+        path.write_bytes(compress(part))
+        with pytest.raises(ValueError, match=r"cut\.tar is cut off or damaged after \d files; fetch it again"):
+            LabelledImages.open(path)
+    path.write_bytes(compress(whole[: third.offset_data + 10]))
+    with pytest.raises(ValueError, match="unexpected end of data"):
+        LabelledImages.open(path)
+    path.write_bytes(compress(whole)[: len(compress(whole)) // 2])
+    with pytest.raises(ValueError, match="no folder, tar or npz|is cut off"):
+        LabelledImages.open(path)
 
 
 def test_data_that_cannot_be_used(model: Model, tmp_path: Path) -> None:

@@ -105,6 +105,15 @@ def test_without_evaluation_the_page_says_how_to_get_it(tmp_path: Path) -> None:
     assert "--eval DATA" in page and "agreement" not in page
 
 
+def test_accuracies_are_told_with_their_images_and_error(tmp_path: Path) -> None:
+    found = {**RESULT, "eval_images": 200, "eval_classes": 10, "standard_error": 0.02236}
+    assert ("test images", "200", "of 10 classes; accuracies ± 2.2 points") in headline(found)
+    page = write_report(make_folder(tmp_path / "job", found)).read_text()
+    assert "<code>digits.npz</code> (200 images of 10 classes; accuracies ± 2.2 points, the standard error), which was" in page
+    before = write_report(make_folder(tmp_path / "before")).read_text()
+    assert "<code>digits.npz</code>, which was" in before and "test images" not in before
+
+
 def test_equal_folders_give_equal_pages(tmp_path: Path) -> None:
     torch.manual_seed(0)
     first = make_folder(tmp_path / "a")

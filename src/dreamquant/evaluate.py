@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import lzma
 import math
@@ -50,16 +51,23 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Real images and their classes, read when they are needed. `unreadable` names the files that are no image."""
+    """Real images and their classes, read when they are needed. `unreadable` names the files that are no image;
+    `folders` is the number of class folders, empty ones too, where those in sorted order are the classes."""
 
     source: str
     labels: tuple[int, ...]
     read: Callable[[int], Image.Image] = field(repr=False)
     names: tuple[str, ...] = field(repr=False)
     unreadable: tuple[str, ...] = ()
+    folders: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def digest(self) -> str:
+        """A hash of names and labels, which tells other data of the same path without reading an image again."""
+        return hashlib.sha256(repr((self.names, self.labels)).encode()).hexdigest()[:16]
 
     @classmethod
     def open(cls, path: str | Path) -> LabelledImages:
@@ -80,7 +88,16 @@ class LabelledImages:
         return _of_tar(path)
 
     def check(self, network: Network) -> None:
-        """ValueError for labels that the network does not know."""
+        """ValueError for a network that takes no images, or for labels of other classes than its own."""
+        if network.shape[0] not in (1, 3):
+            raise ValueError(
+                f"the network takes {network.shape[0]} channels and images have 1 or 3: it can be quantized without --eval, not evaluated"
+            )
+        if self.folders not in (None, network.classes):
+            raise ValueError(
+                f"{self.source} has {self.folders} class folders and the network {network.classes} classes; a folder's class is its place "
+                "among all in sorted order: make one folder a class, empty where there are no images, or give an npz with x and y"
+            )
         if self.labels and max(self.labels) >= network.classes:
             raise ValueError(f"{self.source} has class {max(self.labels)}; the network knows 0 to {network.classes - 1}")
 
@@ -114,13 +131,26 @@ def _decoded(data: bytes) -> Image.Image:
     return image
 
 
-def _of_tar(path: Path) -> LabelledImages:
-    """Read in memory: nothing is unpacked, so no member can escape."""
+def _listed(path: Path) -> tuple[tarfile.TarFile, list[tarfile.TarInfo]]:
+    """An open archive and its members. ValueError where it is none, or does not end as an archive does: with a block of zeros."""
     try:
         archive = tarfile.open(path)  # noqa: SIM115 (stays open as long as images are read)
-        inside = [m for m in archive.getmembers() if not PurePosixPath(m.name).name.startswith(".")]
+        members = archive.getmembers()
+        stream = archive.fileobj
+        assert stream is not None
+        stream.seek(archive.offset)  # where tarfile stopped, as it does without a word at half a header or none
+        end = stream.read(tarfile.BLOCKSIZE)
     except DAMAGED as error:
         raise ValueError(f"{path} is no folder, tar or npz of images ({error})") from None
+    if end != bytes(tarfile.BLOCKSIZE):
+        raise ValueError(f"{path} is cut off or damaged after {sum(m.isfile() for m in members)} files; fetch it again")
+    return archive, members
+
+
+def _of_tar(path: Path) -> LabelledImages:
+    """Read in memory: nothing is unpacked, so no member can escape."""
+    archive, listed = _listed(path)
+    inside = [m for m in listed if not PurePosixPath(m.name).name.startswith(".")]
     members = [m for m in inside if not m.isdir()]
 
     def data(number: int) -> bytes:
@@ -150,6 +180,7 @@ def _of_files(source: str, names: list[str], folders: list[str], data: Callable[
         raise ValueError(f"{source} holds no images; give class sub-folders, or files named INDEX.jpg")
     parents = [PurePosixPath(names[number]).parent for number in inside]
     stems = [PurePosixPath(names[number]).stem for number in inside]
+    order: dict[str, int] | None = None
     if all(stem.isdecimal() for stem in stems) and len(set(parents)) == 1:
         labels = [int(stem) for stem in stems]
     elif all(parent.name for parent in parents):
@@ -169,7 +200,12 @@ def _of_files(source: str, names: list[str], folders: list[str], data: Callable[
         raise ValueError(f"{source}: none of {len(inside)} images can be read, {', '.join(unreadable[:SHOWN])} first")
     kept = [inside[place] for place in good]
     return LabelledImages(
-        source, tuple(labels[p] for p in good), lambda i: _decoded(data(kept[i])), tuple(names[n] for n in kept), tuple(unreadable)
+        source,
+        tuple(labels[place] for place in good),
+        lambda i: _decoded(data(kept[i])),
+        tuple(names[number] for number in kept),
+        tuple(unreadable),
+        None if order is None else len(order),
     )
 
 
@@ -192,8 +228,6 @@ def _of_arrays(path: Path) -> LabelledImages:
 def _fitted(image: Image.Image, shape: tuple[int, int, int]) -> Tensor:
     """Bytes (C, H, W) of the shape a network takes: an image of another size is resized and its middle cropped."""
     channels, height, width = shape
-    if channels not in (1, 3):
-        raise ValueError(f"the network takes {channels} channels; images have 1 or 3")
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         if min(height, width) >= CROPPED_FROM:

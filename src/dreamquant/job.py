@@ -24,9 +24,9 @@ from dreamquant.quant.deploy import in_float
 from dreamquant.quant.freeze import without_form
 from dreamquant.quant.quantized import QuantizedModel
 from dreamquant.recipe import Recipe, dreams
-from dreamquant.report import write_report
 from dreamquant.report.layers import layer_rows
 from dreamquant.report.likeness import likeness
+from dreamquant.report.page import write_page
 from dreamquant.report.pictures import sheet
 from dreamquant.run import Run
 
@@ -128,16 +128,26 @@ def quantize_job(
         belongs(folder, fingerprint, asdict(job))
         if (folder / "result.json").exists():
             result = read_json(folder / "result.json")
-            if (job.eval is None or result["eval"] == job.eval) and set(further) <= set(result["also"]):
+            if _answers(result, job, data, further):
+                if not (folder / "report.html").exists():
+                    write_page(folder, result)
                 return result, True
         if not (folder / "report.json").exists():
             run = Run(job.seed, folder=folder / ".work", device=device, progress=progress, images_cache=images_cache)
             _quantize(model, recipe, run, folder, command)
         result = _measured(job, model, recipe, data, further, folder)
-        write_json(folder / "result.json", result)
-        write_report(folder)
+        write_page(folder, result)
+        write_json(folder / "result.json", result)  # last, because it says that all is there
         shutil.rmtree(folder / ".work", ignore_errors=True)
     return result, False
+
+
+def _answers(result: Mapping[str, Any], job: Job, data: LabelledImages | None, further: Mapping[str, LabelledImages]) -> bool:
+    """Whether a finished `result` was measured on all that is asked for; one without digests, of an older version, is believed."""
+    asked = [(images, result["also"].get(name)) for name, images in further.items()]
+    if data is not None:
+        asked.append((data, result if result["eval"] == job.eval else None))
+    return all(scores is not None and scores.get("eval_digest") in (None, images.digest) for images, scores in asked)
 
 
 def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str) -> None:
@@ -205,7 +215,8 @@ def _measured(
 def measured(model: Model | None, quantized: QuantizedModel, data: LabelledImages | None, device: str = "cpu") -> dict[str, Any]:
     """Accuracy of the float model, the quantized one and its deployed form, in the keys of result.json; worked out on `device`."""
     if data is None:
-        return {"fp": None, "quantized": None, "agreement": None, "kept": None, "deployed": None, "unreadable": []}
+        unknown = ("fp", "quantized", "agreement", "kept", "deployed", "eval_images", "eval_classes", "eval_digest", "standard_error")
+        return {**dict.fromkeys(unknown), "unreadable": []}
     networks: list[Model | QuantizedModel] = [quantized, quantized.deployed(), *([model] if model else [])]
     (mine, integers, *theirs), labels = predictions([network.to(device) for network in networks], data)
     scores = scored(mine, labels, theirs[0] if theirs else None, data.unreadable)
@@ -216,6 +227,10 @@ def measured(model: Model | None, quantized: QuantizedModel, data: LabelledImage
         "agreement": scores.agreement,
         "kept": scores.kept,
         "deployed": {"top1": deployed.top1, "agreement_with_simulation": deployed.agreement},
+        "eval_images": scores.images,
+        "eval_classes": len(set(data.labels)),
+        "eval_digest": data.digest,
+        "standard_error": scores.standard_error,
         "unreadable": list(scores.unreadable),
     }
 

@@ -127,7 +127,8 @@ def evaluate(
         return
     job = Job(model, weights=weights, shape=chw(shape), mean=numbers(mean, "--mean"), std=numbers(std, "--std"), classes=classes)
     scores = scores_of(job.load().to(device_of(job.device)), images)
-    show.scores({"fp": {"top1": scores.top1}, "quantized": None, "unreadable": list(scores.unreadable)})
+    counted = {"eval_images": scores.images, "eval_classes": len(set(images.labels)), "standard_error": scores.standard_error}
+    show.scores({"fp": {"top1": scores.top1}, "quantized": None, **counted, "unreadable": list(scores.unreadable)})
 
 
 @app.command()

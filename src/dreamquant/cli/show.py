@@ -16,7 +16,7 @@ import dreamquant.recipes as methods
 from dreamquant.choose import modifiers
 from dreamquant.export import ExportReport
 from dreamquant.inspection import Inspection
-from dreamquant.report.page import headline, image_rows, kilobytes, left_out, percent
+from dreamquant.report.page import headline, image_rows, kilobytes, left_out, percent, tested
 
 
 def _print(console: Console, text: str) -> None:
@@ -54,6 +54,8 @@ def scores(found: dict[str, Any], note: str = "") -> None:
     for what, value in rows:
         if value is not None:
             table.add_row(what, f"[bold]{percent(value)}[/bold]")
+    if counted := tested(found):
+        table.add_row("test images", " ".join(counted))
     console = Console()
     console.print(table)
     for told in filter(None, (note, left_out(found["unreadable"]) if found["unreadable"] else "")):

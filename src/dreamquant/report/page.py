@@ -27,8 +27,12 @@ PLACEMENTS = {
 
 def write_report(folder: str | Path) -> Path:
     """Write FOLDER/report.html from the result.json, report.json and images of a finished job; ValueError when it has none."""
-    folder = Path(folder)
-    result, details = read_json(folder / "result.json"), read_json(folder / "report.json")
+    return write_page(Path(folder), read_json(Path(folder) / "result.json"))
+
+
+def write_page(folder: Path, result: dict[str, Any]) -> Path:
+    """Write FOLDER/report.html of a `result` that is not in its result.json yet."""
+    details = read_json(folder / "report.json")
     preview = folder / "images" / "preview.png"
     charts = [Markup(chart) for name, points in details["curves"].items() if (chart := curve_chart(name, points))]
     fronts = [Markup(front_chart(title, front)) for title, front in details.get("fronts", {}).items()]  # older folders have none
@@ -36,6 +40,7 @@ def write_report(folder: str | Path) -> Path:
         result=result,
         details=details,
         facts=headline(result),
+        tested=tested(result),
         left_out=left_out(result["unreadable"]),
         placement=PLACEMENTS.get(details.get("placement", ""), ""),
         bits_of_sums=details.get("bits_of_sums"),  # older folders have none
@@ -66,11 +71,21 @@ def headline(result: dict[str, Any]) -> list[tuple[str, str, str]]:
             rows.append(("accuracy, deployed", percent(deployed["top1"]), "integers, folded BatchNorm"))
         rows.append(("kept", percent(result["kept"]), "of what the float network gets right"))
         rows.append(("agreement", percent(result["agreement"]), "of images predicted alike"))
+        if counted := tested(result):
+            rows.append(("test images", *counted))
     sizes = result["size_bytes"]
     ratio = sizes["fp32"] / sizes["quantized"]
     rows.append(("size", kilobytes(sizes["quantized"]), f"{kilobytes(sizes['fp32'])} in float, {ratio:.1f} times less"))
     rows.append(("time", duration(result["seconds"]["total"]), f"on {result['device']}"))
     return rows
+
+
+def tested(found: dict[str, Any]) -> tuple[str, str] | None:
+    """How many images accuracies are of, and their standard error in words; None in results of before these were kept."""
+    if found.get("eval_images") is None:
+        return None
+    classes = "1 class" if found["eval_classes"] == 1 else f"{found['eval_classes']} classes"
+    return str(found["eval_images"]), f"of {classes}; accuracies ± {100 * found['standard_error']:.1f} points"
 
 
 def image_rows(images: dict[str, Any]) -> list[tuple[str, str, str]]:
