@@ -318,6 +318,13 @@ def test_a_network_that_takes_no_images_is_not_evaluated(tmp_path: Path, digits:
     assert main(argv) == 0
 
 
+def test_the_command_alone_helps_and_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("dreamquant ")
+    main([])
+    said = capsys.readouterr()
+    assert "quantize" in said.out + said.err and "error" not in said.out + said.err
+
+
 def test_what_could_not_be_saved_is_told_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = tmp_path / "net.py", tmp_path / "out"
     file.write_text(

@@ -17,7 +17,7 @@ from dreamquant import Images, Model
 from dreamquant.quant.freeze import freeze
 from dreamquant.quant.scheme import uniform
 from dreamquant.report import write_report
-from dreamquant.report.layers import bits_of_sums, decibels
+from dreamquant.report.layers import bits_of_sums, decibels, layer_rows
 from dreamquant.report.likeness import likeness, plane, similarity
 from dreamquant.report.page import headline, kilobytes, percent
 from dreamquant.report.pictures import curve_chart, noise_chart, plane_chart, sheet, similarity_chart, spectrum_chart
@@ -112,6 +112,36 @@ def test_accuracies_are_told_with_their_images_and_error(tmp_path: Path) -> None
     assert "<code>digits.npz</code> (200 images of 10 classes; accuracies ± 2.2 points, the standard error), which was" in page
     before = write_report(make_folder(tmp_path / "before")).read_text()
     assert "<code>digits.npz</code>, which was" in before and "test images" not in before
+
+
+@pytest.mark.parametrize(
+    ("source", "lead", "title"),
+    [
+        ("OptimizePixels", "without any data", "What the network dreamed"),
+        ("GivenImages", "on the images that were given", "The images that it was quantized on"),
+        ("Noise", "without any data", "The noise that ranges were measured on"),
+    ],
+)
+def test_the_page_tells_where_images_came_from(source: str, lead: str, title: str, tmp_path: Path) -> None:
+    details = {**DETAILS, "images": {**DETAILS["images"], "source": source}}
+    page = write_report(make_folder(tmp_path / "job", details=details)).read_text()
+    assert f"quantized {lead}</p>" in page and f"<h2>{title}</h2>" in page
+
+
+def test_the_page_tells_what_is_in_float_when_it_is_deployed(tmp_path: Path) -> None:
+    layers = [{**layer, "activation_bits": None, "deployed_bits": None} for layer in LAYERS]
+    page = write_report(make_folder(tmp_path / "job", {**RESULT, "bits": "w4a32"}, {**DETAILS, "layers": layers})).read_text()
+    assert "activations are in float, when deployed too" in page and "activations in float, folded BatchNorm" in page
+    eight = [{**layer, "activation_bits": None, "deployed_bits": 8} for layer in LAYERS]
+    page = write_report(make_folder(tmp_path / "other", details={**DETAILS, "layers": eight})).read_text()
+    assert "as in the papers" in page and page.count('<td class="n">float</td><td class="n">8</td>') == 2
+
+
+def test_layers_tell_the_bits_they_read_when_deployed() -> None:
+    """The image, and the mean that the last layer reads, are in float as the papers have them."""
+    student = student_of(small(), uniform("w4a3"))
+    rows = layer_rows(student.source, freeze(student, {}), torch.empty(0, 3, 16, 16))["layers"]
+    assert [(row["activation_bits"], row["deployed_bits"]) for row in (rows[0], rows[1], rows[-1])] == [(None, 8), (3, 3), (None, 8)]
 
 
 def test_equal_folders_give_equal_pages(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str
         "curves": run.curves,
         "fronts": run.fronts,
         "placement": quantized.placement,
-        "images": {"count": len(images), "digest": images.digest if len(images) else None},
+        "images": {"count": len(images), "digest": images.digest if len(images) else None, "source": type(recipe.synthesis).__name__},
         "inspection": asdict(inspect(model, images)) if len(images) else None,
         "likeness": likeness(model, images) if len(images) else None,
         "spectrum": spectrum(images.pixels).tolist() if len(images) else None,

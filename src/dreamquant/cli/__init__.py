@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def told(error: Exception) -> list[str] | None:
     """The lines that tell a user's mistake or a full machine; None for an error that is ours."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # of typer's private click
+        return [str(error.format_message()).rstrip()]  # type: ignore[attr-defined]
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):  # safetensors has errors of its own
         file = getattr(error, "filename", None)
         words = f"no space left on the disk{f' for {file}' if file else ''}; free some, and the same command resumes"

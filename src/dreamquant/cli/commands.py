@@ -10,14 +10,29 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from dreamquant import __version__
+
 app = typer.Typer(
     name="dreamquant",
-    help="Quantize PyTorch vision networks without any data.",
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dreamquant {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and leave")] = False,
+) -> None:
+    """Quantize PyTorch vision networks without any data."""
+
 
 CHECKED = 256  # dreamed images that an exported file is compared on
 

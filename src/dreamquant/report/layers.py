@@ -72,6 +72,7 @@ def layer_rows(model: Model, quantized: QuantizedModel, images: Tensor) -> dict[
     noise = torch.rand(16, *model.shape, generator=torch.Generator().manual_seed(0))
     x = images if len(images) else model.normalise(noise)
     measured = compared(model, quantized.to(model.device), x.to(model.device))
+    integers = {layer.layer: layer.input_bits for layer in quantized.deployed().layers()}
     rows = [
         {
             "name": layer.layer,
@@ -79,6 +80,7 @@ def layer_rows(model: Model, quantized: QuantizedModel, images: Tensor) -> dict[
             "shape": list(layer.shape),
             "weight_bits": layer.bits,
             "activation_bits": layer.input_bits,
+            "deployed_bits": integers[layer.layer],
             "bytes": layer.weight_bytes,
             **measured.get(layer.name, {"sqnr_db": None, "cka": None}),
         }

@@ -19,10 +19,12 @@ from dreamquant.report.pictures import bits_chart, curve_chart, front_chart, noi
 CHARTS = 8  # loss curves shown; a large set is dreamed in many batches that look alike
 NAMED = 4  # unreadable files that are named
 PLACEMENTS = {
-    "paper": "quantizers as in the papers: on weights and on what convolutions and linear layers take in; "
-    "the deployed accuracy is that of integers with BatchNorm folded, every tensor quantized",
+    "paper": "quantizers as in the papers: on weights and on what convolutions and linear layers take in, but for the image and averages, "
+    "which are in float; the deployed accuracy is that of integers with BatchNorm folded, every tensor quantized, these with 8 bits",
     "deploy": "quantizers on every tensor that an integer kernel needs",
+    "weights": "quantizers on weights alone; activations are in float, when deployed too",
 }
+TITLES = {"GivenImages": "The images that it was quantized on", "Noise": "The noise that ranges were measured on"}  # by the synthesis
 
 
 def write_report(folder: str | Path) -> Path:
@@ -33,7 +35,7 @@ def write_report(folder: str | Path) -> Path:
 def write_page(folder: Path, result: dict[str, Any]) -> Path:
     """Write FOLDER/report.html of a `result` that is not in its result.json yet."""
     details = read_json(folder / "report.json")
-    preview = folder / "images" / "preview.png"
+    preview, source = folder / "images" / "preview.png", details["images"].get("source", "")  # older folders have none
     charts = [Markup(chart) for name, points in details["curves"].items() if (chart := curve_chart(name, points))]
     fronts = [Markup(front_chart(title, front)) for title, front in details.get("fronts", {}).items()]  # older folders have none
     page = _template().render(
@@ -42,7 +44,9 @@ def write_page(folder: Path, result: dict[str, Any]) -> Path:
         facts=headline(result),
         tested=tested(result),
         left_out=left_out(result["unreadable"]),
-        placement=PLACEMENTS.get(details.get("placement", ""), ""),
+        placement=PLACEMENTS.get(_placement(details), ""),
+        given=source == "GivenImages",
+        title=TITLES.get(source, "What the network dreamed"),
         bits_of_sums=details.get("bits_of_sums"),  # older folders have none
         dreamed=image_rows(result.get("images") or {}),
         likeness=[Markup(chart) for chart in likeness_charts(details.get("likeness")) if chart],
@@ -60,6 +64,12 @@ def write_page(folder: Path, result: dict[str, Any]) -> Path:
     return path
 
 
+def _placement(details: dict[str, Any]) -> str:
+    """The word of PLACEMENTS; "" in folders of before they were kept."""
+    bits = [layer.get("deployed_bits", layer["activation_bits"]) for layer in details["layers"]]
+    return str(details.get("placement", "")) if any(bits) else "weights"
+
+
 def headline(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The numbers that matter, as (what, value, remark); accuracy only where it was measured."""
     rows = []
@@ -68,14 +78,16 @@ def headline(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(("accuracy, float", percent(result["fp"]["top1"]), "of the network as it came"))
         rows.append(("accuracy, quantized", percent(result["quantized"]["top1"]), f"at {result['bits']}"))
         if deployed.get("top1") is not None:
-            rows.append(("accuracy, deployed", percent(deployed["top1"]), "integers, folded BatchNorm"))
+            kernels = "activations in float" if result["bits"].endswith("a32") else "integers"
+            rows.append(("accuracy, deployed", percent(deployed["top1"]), f"{kernels}, folded BatchNorm"))
         rows.append(("kept", percent(result["kept"]), "of what the float network gets right"))
         rows.append(("agreement", percent(result["agreement"]), "of images predicted alike"))
         if counted := tested(result):
             rows.append(("test images", *counted))
     sizes = result["size_bytes"]
     ratio = sizes["fp32"] / sizes["quantized"]
-    rows.append(("size", kilobytes(sizes["quantized"]), f"{kilobytes(sizes['fp32'])} in float, {ratio:.1f} times less"))
+    told = f"{ratio:.1f} times less" if ratio >= 1 else f"{1 / ratio:.1f} times more: what describes so small a network outweighs it"
+    rows.append(("size", kilobytes(sizes["quantized"]), f"{kilobytes(sizes['fp32'])} in float, {told}"))
     rows.append(("time", duration(result["seconds"]["total"]), f"on {result['device']}"))
     return rows
 
