@@ -190,6 +190,8 @@ def test_evaluate_export_and_report(made: Path, digits: Path, tmp_path: Path, ca
     assert (folder / "report.html").read_text() == (made / "report.html").read_text()
     assert main(["export", str(folder), "--to", "onnx", "--check"]) == 0
     assert (folder / "model.onnx").stat().st_size > 1000
+    page = (folder / "report.html").read_text()
+    assert "<h2>ONNX</h2>" in page and "integer kernels" in page and str(folder) not in page
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

@@ -173,16 +173,21 @@ def export(
     to: Annotated[Literal["onnx"], typer.Option(help="format")] = "onnx",
     check: Annotated[bool, typer.Option("--check", help="run the file in ONNX Runtime on the dreamed images and compare")] = False,
 ) -> None:
-    """Write DIR/model.onnx for stock ONNX Runtime."""
+    """Write DIR/model.onnx for stock ONNX Runtime; what was found goes into the report."""
     from dreamquant.cli import show
     from dreamquant.export import export as write
+    from dreamquant.folder import write_json
     from dreamquant.images import Images
     from dreamquant.quant.quantized import QuantizedModel
+    from dreamquant.report.page import EXPORT, write_report
 
     quantized = QuantizedModel.load(result_file(folder))
     dreamed = folder / "images" / "images.safetensors"
     pixels = Images.load(dreamed).pixels[:CHECKED] if dreamed.exists() else None
-    show.exported(write(quantized, folder / "model.onnx", check=check, images=pixels))
+    written = write(quantized, folder / "model.onnx", check=check, images=pixels)
+    write_json(folder / EXPORT, {**written.as_dict(), "path": "model.onnx"})
+    write_report(folder)
+    show.exported(written)
 
 
 @app.command()

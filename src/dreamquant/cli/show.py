@@ -16,7 +16,7 @@ import dreamquant.recipes as methods
 from dreamquant.choose import modifiers
 from dreamquant.export import ExportReport
 from dreamquant.inspection import Inspection
-from dreamquant.report.page import headline, image_rows, kilobytes, left_out, percent, tested
+from dreamquant.report.page import export_rows, headline, image_rows, left_out, percent, tested
 
 
 def _print(console: Console, text: str) -> None:
@@ -75,21 +75,8 @@ def dreamed(found: Inspection, count: int, folder: Path) -> None:
 
 def exported(written: ExportReport) -> None:
     """What was written, and how it ran where that was checked."""
-    console = Console()
-    types = ", ".join(f"{count} layers {kind}" for kind, count in written.types.items())
-    rows = [("file", written.path), ("size", kilobytes(written.bytes)), ("weights", types), ("operator set", str(written.opset))]
-    if written.check is not None:
-        found = written.check
-        rows.append(("runtime", found.runtime))
-        told = f"{percent(found.agreement)} of {found.images} images, logits {percent(found.relative)} apart"
-        rows.append(("agreement", f"{told}, with the deployed simulation"))
-        done, total = sum(found.integer.values()), sum(found.integer.values()) + sum(found.floating.values())
-        rows.append(("integer kernels", f"{done} of {total} convolutions, linears and additions"))
-        rows.append(("one image", f"{found.milliseconds:.2f} ms on one thread"))
-        if found.float_bytes is not None and found.float_milliseconds is not None:
-            rows.append(("in float", f"{kilobytes(found.float_bytes)}, {found.float_milliseconds:.2f} ms"))
-    table = Table(show_header=False)
-    for what, value in rows:
+    console, table = Console(), Table(show_header=False)
+    for what, value in export_rows(written.as_dict()):
         table.add_row(what, escape(value))
     console.print(table)
     _print(console, "note: below 8 bits a CPU gains size, not time")

@@ -17,6 +17,7 @@ from dreamquant.progress import duration
 from dreamquant.report.pictures import bits_chart, curve_chart, front_chart, noise_chart, plane_chart, similarity_chart, spectrum_chart
 
 CHARTS = 8  # loss curves shown; a large set is dreamed in many batches that look alike
+EXPORT = "export.json"  # what an export of the folder wrote and found
 NAMED = 4  # unreadable files that are named
 PLACEMENTS = {
     "paper": "quantizers as in the papers: on weights and on what convolutions and linear layers take in, but for the image and averages, "
@@ -48,6 +49,7 @@ def write_page(folder: Path, result: dict[str, Any]) -> Path:
         given=source == "GivenImages",
         title=TITLES.get(source, "What the network dreamed"),
         bits_of_sums=details.get("bits_of_sums"),  # older folders have none
+        exported=export_rows(read_json(folder / EXPORT)) if (folder / EXPORT).exists() else [],
         dreamed=image_rows(result.get("images") or {}),
         likeness=[Markup(chart) for chart in likeness_charts(details.get("likeness")) if chart],
         spectrum=Markup(spectrum_chart("spectrum", {"dreamed": details.get("spectrum") or []})),  # older folders have none
@@ -116,6 +118,22 @@ def image_rows(images: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("centre_distance", "{:.2f}", "mean distance of that centre from there, in shares of the image's side"),
     )
     return [(key.replace("_", " "), form.format(images[key]), remark) for key, form, remark in rows if images.get(key) is not None]
+
+
+def export_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What an export wrote, and how it ran where that was checked, as (what, value); of `ExportReport.as_dict`."""
+    types = ", ".join(f"{count} layers {kind}" for kind, count in found["types"].items())
+    rows = [("file", found["path"]), ("size", kilobytes(found["bytes"])), ("weights", types), ("operator set", str(found["opset"]))]
+    if ran := found["check"]:
+        told = f"{percent(ran['agreement'])} of {ran['images']} images, logits {percent(ran['relative'])} apart"
+        done, left = (sum(ran[kind].values()) for kind in ("integer", "floating"))
+        rows.append(("runtime", ran["runtime"]))
+        rows.append(("agreement", f"{told}, with the deployed simulation"))
+        rows.append(("integer kernels", f"{done} of {done + left} convolutions, linears and additions"))
+        rows.append(("one image", f"{ran['milliseconds']:.2f} ms on one thread"))
+        if ran["float_bytes"] is not None and ran["float_milliseconds"] is not None:
+            rows.append(("in float", f"{kilobytes(ran['float_bytes'])}, {ran['float_milliseconds']:.2f} ms"))
+    return rows
 
 
 def left_out(unreadable: Sequence[str]) -> str:
