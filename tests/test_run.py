@@ -70,7 +70,7 @@ def test_a_value_that_is_not_finite_stops_and_names_the_term() -> None:
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"not tensors")
-    with pytest.raises(ValueError, match=r"x\.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"x\.safetensors is not a whole safetensors file .*delete it and run again"):
         list(Run(folder=tmp_path).loop("x", 3))
 
 
@@ -118,6 +118,24 @@ def test_images_keep_when_saved(tmp_path: Path) -> None:
     assert torch.equal(back.pixels, images.pixels) and back.digest == images.digest and torch.equal(back.facts["style"], torch.arange(5))
     with pytest.raises(ValueError, match="no dreamed images"):
         Images.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["images", "generator", "checkpoint"])
+def test_files_are_as_readable_as_others_and_their_folder_is_made(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    images = Images(torch.randn(2, 1, 4, 4), torch.arange(2))
+    if name == "images":
+        file = images.save(folder)
+    elif name == "generator":
+        (run := Run()).kept.generator = images.tensors()
+        run.kept.save_generator(folder)
+        file = folder / "generator.safetensors"
+    else:
+        list(Run(folder=folder).loop("x", 1))
+        file = folder / "x.safetensors"
+    (plain := tmp_path / "plain").touch()
+    assert file.stat().st_mode == plain.stat().st_mode
+    assert list(folder.iterdir()) == [file]
 
 
 def test_labels_are_balanced() -> None:

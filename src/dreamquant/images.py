@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from dreamquant.folder import read_tensors, write_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +64,7 @@ class Images:
     def save(self, folder: str | Path, note: Mapping[str, Any] | None = None) -> Path:
         """Write `folder/images.safetensors` atomically, with `note` (how they were made) beside the tensors."""
         file = Path(folder) / "images.safetensors"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.tensors().items()}, part, {"note": json.dumps(dict(note or {}))})
-        os.replace(part, file)
+        write_tensors(file, self.tensors(), {"note": json.dumps(dict(note or {}))})
         return file
 
     @classmethod
@@ -78,15 +74,12 @@ class Images:
         file = file / "images.safetensors" if file.is_dir() else file
         if not file.exists():
             raise ValueError(f"{file}: no dreamed images there; give the folder that holds images.safetensors")
-        with safe_open(file, "pt") as f:
-            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        return cls.of(tensors)
+        return cls.of(read_tensors(file)[0])
 
     @staticmethod
     def note(folder: str | Path) -> dict[str, Any]:
         """How the images of a folder were made, as `save` was told."""
-        with safe_open(Path(folder) / "images.safetensors", "pt") as f:
-            note: dict[str, Any] = json.loads(f.metadata()["note"])
+        note: dict[str, Any] = json.loads(read_tensors(Path(folder) / "images.safetensors")[1]["note"])
         return note
 
     def state_dict(self) -> dict[str, Any]:

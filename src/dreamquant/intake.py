@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dreamquant import zoo
+from dreamquant.folder import read_tensors
 from dreamquant.model import Model
 from dreamquant.torchvision_import import import_vision
 
@@ -270,10 +269,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"no file {path} for --weights")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
+        return read_tensors(path)[0]
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
