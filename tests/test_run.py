@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 
 from dreamquant import Images, Model, Run, recipes
+from dreamquant.folder import write_tensors
 from dreamquant.losses.image import BatchNormDeviation
 from dreamquant.optimizers import Adam, Cosine, Decay, Sgd, pace
 from dreamquant.recipe import Recipe, changed, scaled
@@ -118,6 +119,32 @@ def test_images_keep_when_saved(tmp_path: Path) -> None:
     assert torch.equal(back.pixels, images.pixels) and back.digest == images.digest and torch.equal(back.facts["style"], torch.arange(5))
     with pytest.raises(ValueError, match="no dreamed images"):
         Images.load(tmp_path / "nowhere")
+
+
+PIXELS, LABELS = torch.randn(3, 1, 4, 4), torch.arange(3)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"conv.codes": PIXELS}, "holds no dreamed images: it has no pixels and no labels"),
+        ({"pixels": PIXELS}, "it has no labels"),
+        ({"pixels": PIXELS[0], "labels": LABELS}, r"pixels \(1, 4, 4\) of torch.float32"),
+        ({"pixels": PIXELS.byte(), "labels": LABELS}, "of torch.uint8"),
+        ({"pixels": PIXELS[:0], "labels": LABELS[:0]}, "with a label each"),
+        ({"pixels": PIXELS, "labels": LABELS[:2]}, r"and labels \(2,\), not images \(N, C, H, W\) with a label each"),
+        ({"pixels": PIXELS / torch.arange(3.0).view(3, 1, 1, 1), "labels": LABELS}, "1 of the 3 images in .*x.safetensors hold values"),
+        (None, "not a whole safetensors file"),
+    ],
+)
+def test_files_that_hold_no_images_are_refused(tensors: dict[str, torch.Tensor] | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    write_tensors(file, tensors or {"pixels": PIXELS, "labels": LABELS}, {})
+    if tensors is None:
+        file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=f"{message}.*; give the folder of images") as caught:
+        Images.load(file)
+    assert str(file) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["images", "generator", "checkpoint"])

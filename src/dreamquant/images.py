@@ -69,12 +69,17 @@ class Images:
 
     @classmethod
     def load(cls, folder: str | Path) -> Images:
-        """Read what `save` wrote; `folder` may also be the file itself. Raises ValueError where there are no images."""
+        """Read what `save` wrote; `folder` may also be the file itself. ValueError where there are no images, or not finite ones."""
         file = Path(folder)
         file = file / "images.safetensors" if file.is_dir() else file
         if not file.exists():
             raise ValueError(f"{file}: no dreamed images there; give the folder that holds images.safetensors")
-        return cls.of(read_tensors(file)[0])
+        try:
+            tensors, _ = read_tensors(file)
+            _check(file, tensors)
+        except ValueError as error:
+            raise ValueError(f"{error}; give the folder of images that dreamquant saved, or dream them again") from None
+        return cls.of(tensors)
 
     @staticmethod
     def note(folder: str | Path) -> dict[str, Any]:
@@ -84,6 +89,18 @@ class Images:
 
     def state_dict(self) -> dict[str, Any]:
         return {"pixels": self.pixels, "labels": self.labels, "facts": dict(self.facts)}
+
+
+def _check(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where what was read from `file` is no set of images."""
+    if missing := [key for key in ("pixels", "labels") if key not in tensors]:
+        raise ValueError(f"{file} holds no dreamed images: it has no {' and no '.join(missing)}")
+    pixels, labels = tensors["pixels"], tensors["labels"]
+    if pixels.ndim != 4 or not pixels.is_floating_point() or not len(pixels) or labels.ndim == 0 or len(labels) != len(pixels):
+        shapes = f"pixels {tuple(pixels.shape)} of {pixels.dtype} and labels {tuple(labels.shape)}"
+        raise ValueError(f"{file} holds {shapes}, not images (N, C, H, W) with a label each")
+    if wrong := int((~pixels.isfinite()).flatten(1).any(1).sum()):
+        raise ValueError(f"{wrong} of the {len(pixels)} images in {file} hold values that are not finite")
 
 
 def facts_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -94,8 +94,6 @@ def _each(values: Sequence[float], channels: int, flag: str) -> tuple[float, ...
     given = tuple(float(v) for v in values)
     if len(given) not in (1, channels):
         raise ValueError(f"{flag} has {len(given)} values; give one, or one for each of the {channels} channels")
-    if flag == "--std" and min(given) <= 0:
-        raise ValueError(f"--std {given}: deviations are positive")
     return given * channels if len(given) == 1 else given
 
 
