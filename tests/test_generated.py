@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dreamquant import Images, recipes
-from dreamquant.choose import load_file as load_python
 from dreamquant.cli import main
 from dreamquant.generated import trained
+from dreamquant.loading import load_file as load_python
 from dreamquant.losses.algebra import Sum
 from dreamquant.losses.image import ClassTarget
 from dreamquant.reading import parts, read

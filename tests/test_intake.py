@@ -98,6 +98,31 @@ def test_mistakes_are_told_in_a_line(spec: str, facts: dict, message: str, file:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys\nsys.exit(0)", r"net\.py failed when it was loaded: SystemExit: 0; keep what ends the program under"),
+        ("import nothing_of_that_name", r"net\.py failed when it was loaded: ModuleNotFoundError"),
+        ("def factory():\n    exit(3)", r"net\.py:factory raised SystemExit: 3; keep what ends the program under"),
+    ],
+)
+def test_a_file_that_ends_the_program_is_told(text: str, message: str, file: Path) -> None:
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_model(f"{file}:factory", **FACTS)  # type: ignore[arg-type]
+
+
+def test_a_file_may_import_files_beside_it(file: Path) -> None:
+    (file.parent / "blocks_of_mine.py").write_text("import torch.nn as nn\n\ndef pool():\n    return nn.AdaptiveAvgPool2d(1)\n")
+    (file.parent / "heads_of_mine.py").write_text("import torch.nn as nn\n\ndef head():\n    return nn.Linear(3, 5)\n")
+    file.write_text(
+        "import torch.nn as nn\nfrom blocks_of_mine import pool\n\n"
+        "def factory():\n    from heads_of_mine import head\n    return nn.Sequential(pool(), nn.Flatten(), head())\n"
+    )
+    assert load_model(f"{file}:factory", **FACTS).classes == 5  # type: ignore[arg-type]
+    assert str(file.parent) not in sys.path
+
+
 def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
 

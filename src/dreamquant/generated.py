@@ -15,11 +15,11 @@ import torch.nn as nn
 from torch import Tensor
 
 from dreamquant import recipes
-from dreamquant.choose import load_file
 from dreamquant.dream import Dream
 from dreamquant.folder import JOB, belongs, claimed, read_json, read_tensors, replacing
 from dreamquant.images import Images
 from dreamquant.job import PREVIEW, device_of, float_model_of
+from dreamquant.loading import load_file
 from dreamquant.model import Model
 from dreamquant.reading import parts, parts_in, read
 from dreamquant.recipe import dreams
