@@ -341,6 +341,9 @@ def test_a_recipe_may_import_files_beside_its_own(tmp_path: Path) -> None:
     (file := tmp_path / "mine.py").write_text("def mine(bits):\n    from parts_of_mine import rtn\n    return rtn(bits)\n")
     assert choose.chosen(f"{file}:mine", "w4a4", "fast", None) == choose.chosen("rtn", "w4a4", "fast", None)
     assert str(tmp_path) not in sys.path
+    (tmp_path / "this.py").write_text("d = None\n")  # called like a module of Python's that nobody imports
+    file.write_text("import this\nfrom dreamquant.recipes import rtn\n\ndef mine(bits):\n    return rtn(bits) if this.d else None\n")
+    assert choose.chosen(f"{file}:mine", "w4a4", "fast", None).name == "rtn", "a file called like a library hides nothing"
 
 
 def test_a_job_that_fails_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,6 +174,7 @@ def test_settings_change_one_field_and_say_what_exists() -> None:
     assert changed(recipe, "steps.FineTune.learn.optimizer.lr=1e-5").steps[-1].learn.optimizer.lr == 1e-5
     assert changed(recipe, "synthesis.loss.ClassTarget.focus=2").synthesis.loss.terms[1][1].focus == 2.0
     assert changed(recipe, "scheme.residual=8").scheme.residual == 8
+    assert changed(recipe, "synthesis.iterations=0").synthesis.iterations == 0
     for bad, message in (
         ("synthesis.itterations=3", "it has loss, count"),
         ("synthesis.iterations=many", "wants int"),
@@ -181,6 +182,12 @@ def test_settings_change_one_field_and_say_what_exists() -> None:
         ("scheme.residual=9", "residual of 9 bits"),
         ("steps.Reconstruct.batch=3", "choose one of SetWeightRanges, Calibrate, FineTune"),
         ("synthesis.optimizer=3", "is a part"),
+        ("synthesis.count=-3", "--set synthesis.count=-3: count is 1 at least, not -3"),
+        ("synthesis.count=0", "count is 1 at least"),
+        ("synthesis.batch=0", "batch is 1 at least"),
+        ("steps.Calibrate.count=0", "count is 1 at least"),
+        ("synthesis.iterations=-4", "iterations is 0 at least, not -4"),
+        ("synthesis.patience=-1", "patience is 0 at least"),
         ("synthesis", "part.field=value"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -36,9 +36,9 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[None]:
-    """Inside, files of the folder of `path` can be imported, as when Python runs it."""
+    """Inside, files of the folder of `path` can be imported; last of all, so that one called like a library hides nothing."""
     folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
+    sys.path.append(folder)
     try:
         yield
     finally:
