@@ -38,11 +38,13 @@ def reason(error: BaseException) -> str:
 def _beside(path: Path) -> Iterator[None]:
     """Inside, files of the folder of `path` can be imported; last of all, so that one called like a library hides nothing."""
     folder = str(path.resolve().parent)
-    sys.path.append(folder)
+    added = [] if folder in sys.path else [folder]
+    sys.path.extend(added)
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        for name in added:
+            sys.path.remove(name)
 
 
 @contextmanager

@@ -72,7 +72,8 @@ class Recipe:
 
             free = [name for name in recipes.names() if not reads_batch_norm(recipes.find(name)())]
             raise ValueError(
-                f"{model.name} has no BatchNorm, whose statistics {self.name} matches; recipes that need none: {', '.join(free)}"
+                f"{model.name} has no BatchNorm, whose statistics {self.name} matches; recipes that need none: {', '.join(free)}, "
+                "and with images without_batch_norm:gdfq"
             )
         cached = run.images_cache / digest(self.synthesis, model, run.seed) if run.images_cache else None
         if cached and (cached / "images.safetensors").exists():
