@@ -166,6 +166,8 @@ def test_a_stopped_job_goes_on(how: signal.Signals, tmp_path: Path) -> None:
     assert main([*argv, *small, "--out", str(killed)]) == 0
     for file in ("model.safetensors", "images/images.safetensors"):
         assert (alone / file).read_bytes() == (killed / file).read_bytes()
+    curves = [json.loads((folder / "report.json").read_text())["curves"] for folder in (alone, killed)]
+    assert curves[0] == curves[1]
 
 
 def test_given_images_are_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

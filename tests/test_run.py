@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,40 @@ def test_a_killed_run_continues_to_the_same_bits(
     monkeypatch.undo()
     resumed = small(name)(model, run=Run(1, tmp_path / "killed", save_every=0.0))(x)
     assert torch.equal(whole, resumed)
+
+
+@pytest.mark.parametrize("count", [2, 5, 14, 20])
+def test_a_resumed_run_tells_the_whole_story(count: int, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(name: str) -> Run:
+        made = Run(1, tmp_path / name, save_every=0.0)
+        small("synq")(model, run=made)
+        return made
+
+    whole = run("whole")
+    monkeypatch.setattr(Loop, "save", killing_after(count))
+    with pytest.raises(Killed):
+        run("killed")
+    monkeypatch.undo()
+    resumed = run("killed")
+    assert resumed.curves == whole.curves and resumed.notes == whole.notes
+
+
+def test_the_seconds_of_an_interrupted_run_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(run: Run) -> None:
+        for phase in ("synthesis", "quantize"):
+            with run.clock(phase):
+                for _ in run.loop(phase, 6):
+                    time.sleep(0.01)
+
+    first, second, third = (Run(folder=tmp_path, save_every=0.0) for _ in range(3))
+    for run, saves in ((first, 3), (second, 6)):  # in the first phase, then in the second one
+        monkeypatch.setattr(Loop, "save", killing_after(saves))
+        with pytest.raises(Killed):
+            work(run)
+        monkeypatch.undo()
+    work(third)
+    assert min(third.seconds.values()) >= 0.06
+    assert second.seconds["synthesis"] <= third.seconds["synthesis"] < sum(run.seconds["synthesis"] for run in (first, second, third))
 
 
 def test_the_seed_decides(model: Model) -> None:

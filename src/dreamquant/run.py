@@ -127,6 +127,7 @@ class Run:
         self.fronts: dict[str, dict[str, Any]] = {}  # what allocations of bits weighed up, for the report
         self.kept = Kept()
         self.seconds: dict[str, float] = {"synthesis": 0.0, "quantize": 0.0}
+        self.started: dict[str, float] = {}  # when each clock that runs now began
         self.notes: list[str] = []
 
     def number(self, *more: object) -> int:
@@ -140,12 +141,25 @@ class Run:
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
-        """Wall seconds inside go to `seconds[phase]`; seconds of an interrupted run are not counted."""
-        start = time.monotonic()
+        """Wall seconds inside go to `seconds[phase]`; of an interrupted run, those up to its last checkpoint."""
+        self.started[phase] = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[phase] += time.monotonic() - start
+            self.seconds[phase] += time.monotonic() - self.started.pop(phase)
+
+    def told(self) -> dict[str, Any]:
+        """What the run has to tell so far, for a checkpoint: its notes, its curves, its seconds with those of clocks that run."""
+        now = time.monotonic()
+        seconds = {phase: past + now - self.started.get(phase, now) for phase, past in self.seconds.items()}
+        return {"notes": self.notes, "curves": self.curves, "seconds": seconds}
+
+    def go_on(self, told: Mapping[str, Any]) -> None:
+        """Tell what an interrupted run had to tell, too. Checkpoints are met in the order they were written: the last one has it all."""
+        for text in told.get("notes", ()):  # older checkpoints tell less
+            self.note(text)
+        self.curves = {name: [(number, values) for number, values in points] for name, points in told.get("curves", {}).items()}
+        self.seconds.update(told.get("seconds", {}))
 
     def note(self, text: str) -> None:
         """Something the user must know: shown at the end, and in the report."""
@@ -189,8 +203,7 @@ class Loop:
         for key, state in unpack(note["live"], tensors).items():
             self.live[key].load_state_dict(state)
         self.stopped = note["stopped"]
-        for text in note.get("notes", ()):
-            self.run.note(text)
+        self.run.go_on(note)
         return int(note["next"])
 
     def save(self, following: int) -> None:
@@ -200,7 +213,7 @@ class Loop:
             return
         tensors: dict[str, Tensor] = {}
         live = pack({key: value.state_dict() for key, value in self.live.items()}, tensors)
-        note = {"next": following, "stopped": self.stopped, "notes": self.run.notes, "live": live}
+        note = {"next": following, "stopped": self.stopped, "live": live, **self.run.told()}
         write_tensors(file, tensors, {"note": json.dumps(note)})
 
     def _record(self, number: int, handle: Handle) -> None:
