@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from dreamquant.choose import load_file
 from dreamquant.job import Job
+from dreamquant.loading import load_file
 from dreamquant.losses.algebra import Sum
 from dreamquant.losses.saliency import Cam, GradCam, GradCamPlusPlus, Saliency
 from dreamquant.losses.student import SaliencyMatch, SoftLabel

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreamquant.choose import load_file
 from dreamquant.cli.bench import commit
 from dreamquant.folder import read_json, write_json
 from dreamquant.generated import Trained, trained
 from dreamquant.job import Job
+from dreamquant.loading import load_file
 from dreamquant.recipe import Recipe
 from dreamquant.recipes.causal_dfq import causal_dfq
 from dreamquant.report.pictures import sheet

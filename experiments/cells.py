@@ -14,9 +14,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from dreamquant import Run, load_model
-from dreamquant.choose import load_file
 from dreamquant.cli.bench import commit
 from dreamquant.job import Job, device_words
+from dreamquant.loading import load_file
 from dreamquant.losses.image import BatchNormDeviation, ClassTarget
 from dreamquant.recipe import Recipe
 from dreamquant.recipes import find

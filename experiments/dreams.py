@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from dreamquant.choose import load_file
 from dreamquant.job import Job
+from dreamquant.loading import load_file
 from dreamquant.recipe import Recipe
 from dreamquant.recipes import _fast, find
 from dreamquant.recipes.hast import HARD

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from dreamquant.choose import load_file
 from dreamquant.evaluate import LabelledImages
 from dreamquant.images import Images
 from dreamquant.job import Job, float_model_of
+from dreamquant.loading import load_file
 from dreamquant.losses.activated import ClassMeanAngle, PassedMatch
 from dreamquant.losses.algebra import Sum
 from dreamquant.model import Model

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dreamquant.choose import load_file
 from dreamquant.images import Images
 from dreamquant.job import Job
+from dreamquant.loading import load_file
 from dreamquant.model import Model
 from dreamquant.quant.student import Student
 from dreamquant.recipe import Recipe, Step

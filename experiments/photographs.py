@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from dreamquant.choose import load_file
 from dreamquant.evaluate import LabelledImages
 from dreamquant.images import Images
 from dreamquant.job import Job
+from dreamquant.loading import load_file
 
 METHODS = load_file(Path(__file__).with_name("methods.py"))
 COUNTS, SEEDS = (512, 2048), (0, 1, 2)

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from dreamquant.choose import load_file
 from dreamquant.evaluate import LabelledImages
 from dreamquant.folder import write_text
 from dreamquant.images import Images
 from dreamquant.inspection import spectrum
+from dreamquant.loading import load_file
 from dreamquant.report.pictures import BLUE, axes_of, spectrum_chart, svg_of
 
 TABLE = load_file(Path(__file__).with_name("table.py"))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from dreamquant.choose import load_file
 from dreamquant.job import Job
+from dreamquant.loading import load_file
 from dreamquant.recipe import Recipe
 from dreamquant.recipes import find
 from dreamquant.steps.cotrain import CoTrain, Meeting, Stage, Together

@@ -219,6 +219,8 @@ def test_a_stopped_job_goes_on(how: signal.Signals, tmp_path: Path) -> None:
     assert main([*argv, *small, "--out", str(killed)]) == 0
     for file in ("model.safetensors", "images/images.safetensors"):
         assert (alone / file).read_bytes() == (killed / file).read_bytes()
+    curves = [json.loads((folder / "report.json").read_text())["curves"] for folder in (alone, killed)]
+    assert curves[0] == curves[1]
 
 
 def test_given_images_are_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -393,6 +395,44 @@ def test_recipes_from_a_file(tmp_path: Path) -> None:
     file.write_text("import nothing_of_that_name\n")
     with pytest.raises(ValueError, match="ModuleNotFoundError"):
         choose.chosen(f"{file}:plain", "w4a4", "fast", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def bad(bits):\n    return {}['x']", r"r\.py:bad raised KeyError: 'x'"),
+        ("def bad(bits, strength):\n    return 1", r"r\.py:bad raised TypeError: bad\(\) missing 1 required .* 'strength'"),
+        ("def bad(bits):\n    exit(0)", r"r\.py:bad raised SystemExit: 0; keep what ends the program under"),
+        ("exit(0)", r"r\.py failed when it was loaded: SystemExit: 0; keep what ends the program under"),
+    ],
+)
+def test_a_function_that_fails_is_told_with_its_file(text: str, message: str, tmp_path: Path) -> None:
+    (file := tmp_path / "r.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        choose.chosen(f"{file}:bad", "w4a4", "fast", None)
+
+
+def test_a_recipe_may_import_files_beside_its_own(tmp_path: Path) -> None:
+    (tmp_path / "parts_of_mine.py").write_text("from dreamquant.recipes import rtn\n")
+    (file := tmp_path / "mine.py").write_text("def mine(bits):\n    from parts_of_mine import rtn\n    return rtn(bits)\n")
+    assert choose.chosen(f"{file}:mine", "w4a4", "fast", None) == choose.chosen("rtn", "w4a4", "fast", None)
+    assert str(tmp_path) not in sys.path
+    (tmp_path / "this.py").write_text("d = None\n")  # called like a module of Python's that nobody imports
+    file.write_text("import this\nfrom dreamquant.recipes import rtn\n\ndef mine(bits):\n    return rtn(bits) if this.d else None\n")
+    assert choose.chosen(f"{file}:mine", "w4a4", "fast", None).name == "rtn", "a file called like a library hides nothing"
+
+
+def test_a_job_that_fails_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (bad := tmp_path / "r.py").write_text("def bad(bits):\n    raise RuntimeError('out of ideas')\n")
+    (grid := tmp_path / "grid.py").write_text(
+        f"from dreamquant.job import Job\n\ndef grid():\n    return [Job('zoo:resnet-digits', name) for name in ('{bad}:bad', 'rtn')]\n"
+    )
+    assert main(["bench", str(grid), "--out", str(tmp_path / "results")]) == 2
+    said = capsys.readouterr().err
+    assert "r.py:bad raised RuntimeError: out of ideas" in said and "1 of 2 jobs failed" in said
+    assert [file.name for file in (tmp_path / "results").glob("*.json")] == ["zoo_resnet-digits-rtn-w4a4-fast-seed0.json"]
+    grid.write_text("def grid():\n    yield {}['x']\n")
+    assert "grid.py raised KeyError: 'x'" in failing(["bench", str(grid), "--out", str(tmp_path / "results")], capsys)
 
 
 def test_modifiers_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ import torch.nn as nn
 from PIL import Image
 
 from dreamquant import Images, Model, Run, recipes
-from dreamquant.choose import load_file
 from dreamquant.cli.bench import file_name, jobs_of, record
 from dreamquant.evaluate import LabelledImages
 from dreamquant.job import Job, recipe_of_job
+from dreamquant.loading import load_file
 from dreamquant.losses.student import HardLabel, SaliencyMatch
 from dreamquant.synthesis.transforms import LowPass
 

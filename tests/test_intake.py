@@ -82,7 +82,10 @@ def test_a_file_with_facts_from_flags_or_from_the_module(file: Path) -> None:
         ("nowhere.py:factory", FACTS, "no file"),
         ("net.py:factory", {}, "--shape --mean --std"),
         ("net.py:factory", {**FACTS, "mean": (0.5, 0.5)}, "--mean has 2 values"),
-        ("net.py:factory", {**FACTS, "std": (0.0,)}, "--std"),
+        ("net.py:factory", {**FACTS, "mean": (float("nan"),)}, r"mean \(nan, nan, nan\) is not finite; give --mean"),
+        ("net.py:factory", {**FACTS, "std": (0.0,)}, r"std \(0.0, 0.0, 0.0\) is not positive and finite; give --std"),
+        ("net.py:factory", {**FACTS, "std": (float("nan"),)}, "give --std"),
+        ("net.py:factory", {**FACTS, "std": (0.5, float("inf"), 0.5)}, "give --std"),
         ("net.py:factory", {**FACTS, "shape": (3, 16)}, "three positive numbers"),
         ("net.py:factory", {**FACTS, "shape": (1, 16, 16)}, r"does not take inputs of shape \(1, 16, 16\)"),
         ("net.py:factory", {**FACTS, "classes": 7}, "5 classes, not the 7"),
@@ -93,6 +96,31 @@ def test_mistakes_are_told_in_a_line(spec: str, facts: dict, message: str, file:
     with pytest.raises(ValueError, match=message) as caught:
         load_model(spec, **facts)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys\nsys.exit(0)", r"net\.py failed when it was loaded: SystemExit: 0; keep what ends the program under"),
+        ("import nothing_of_that_name", r"net\.py failed when it was loaded: ModuleNotFoundError"),
+        ("def factory():\n    exit(3)", r"net\.py:factory raised SystemExit: 3; keep what ends the program under"),
+    ],
+)
+def test_a_file_that_ends_the_program_is_told(text: str, message: str, file: Path) -> None:
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_model(f"{file}:factory", **FACTS)  # type: ignore[arg-type]
+
+
+def test_a_file_may_import_files_beside_it(file: Path) -> None:
+    (file.parent / "blocks_of_mine.py").write_text("import torch.nn as nn\n\ndef pool():\n    return nn.AdaptiveAvgPool2d(1)\n")
+    (file.parent / "heads_of_mine.py").write_text("import torch.nn as nn\n\ndef head():\n    return nn.Linear(3, 5)\n")
+    file.write_text(
+        "import torch.nn as nn\nfrom blocks_of_mine import pool\n\n"
+        "def factory():\n    from heads_of_mine import head\n    return nn.Sequential(pool(), nn.Flatten(), head())\n"
+    )
+    assert load_model(f"{file}:factory", **FACTS).classes == 5  # type: ignore[arg-type]
+    assert str(file.parent) not in sys.path
 
 
 def network() -> nn.Module:

@@ -206,6 +206,13 @@ def test_what_has_no_form_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_folder_of_the_file_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "deep" / "net.onnx"
+    export(freeze(student_of(small(), scheme_of("w8a8")), {}), path, check=False)
+    (plain := tmp_path / "plain").touch()
+    assert list(path.parent.iterdir()) == [path] and path.stat().st_mode == plain.stat().st_mode
+
+
 def test_a_file_that_does_not_load_is_named(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"garbage")
     with pytest.raises(ValueError, match=r"does not load .*net\.onnx"):

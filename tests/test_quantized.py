@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -221,6 +222,26 @@ def test_files_that_are_no_model_are_refused(tmp_path: Path) -> None:
         QuantizedModel.load(path)
     with pytest.raises(ValueError, match="does not exist"):
         QuantizedModel.load(tmp_path / "none")
+    with pytest.raises(ValueError, match="cannot be read: is a directory"):
+        QuantizedModel.load(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    saved(path := tmp_path / "model.safetensors")
+    monkeypatch.setattr(Path, "open", refused)  # to root, who runs the tests in containers, nothing is denied
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read: permission denied"):
+        QuantizedModel.load(path)
+
+
+def test_files_are_as_readable_as_others_and_their_folder_is_made(tmp_path: Path) -> None:
+    saved(path := tmp_path / "out" / "deep" / "model.safetensors")
+    saved(path)
+    (plain := tmp_path / "plain").touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_folding_batch_norm_changes_no_weight() -> None:

@@ -137,13 +137,13 @@ def test_an_unknown_recipe_offers_the_nearest() -> None:
         recipes.find("synk")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "without_batch_norm:gdfq"])
 def test_a_network_without_batch_norm_is_told_what_works(name: str) -> None:
     layers = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     model = Model.from_module(nn.Sequential(*layers), (3, 16, 16), (0.5,) * 3, (0.25,) * 3)
-    recipe = tiny(recipes.find(name)(bits="w4a4"))
+    recipe = tiny(chosen(name, "w4a4", "fast", None))
     if reads_batch_norm(recipe):
-        with pytest.raises(ValueError, match=r"no BatchNorm.*rtn"):
+        with pytest.raises(ValueError, match=r"no BatchNorm.*rtn.*, and with images without_batch_norm:gdfq"):
             recipe(model)
     else:
         assert recipe(model)(torch.randn(2, 3, 16, 16)).shape == (2, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn as nn
 
 from dreamquant import Images, Model, Run, recipes
+from dreamquant.folder import write_tensors
 from dreamquant.losses.image import BatchNormDeviation
 from dreamquant.optimizers import Adam, Cosine, Decay, Sgd, pace
 from dreamquant.recipe import Recipe, changed, scaled
@@ -48,6 +50,40 @@ def test_a_killed_run_continues_to_the_same_bits(
     assert torch.equal(whole, resumed)
 
 
+@pytest.mark.parametrize("count", [2, 5, 14, 20])
+def test_a_resumed_run_tells_the_whole_story(count: int, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(name: str) -> Run:
+        made = Run(1, tmp_path / name, save_every=0.0)
+        small("synq")(model, run=made)
+        return made
+
+    whole = run("whole")
+    monkeypatch.setattr(Loop, "save", killing_after(count))
+    with pytest.raises(Killed):
+        run("killed")
+    monkeypatch.undo()
+    resumed = run("killed")
+    assert resumed.curves == whole.curves and resumed.notes == whole.notes
+
+
+def test_the_seconds_of_an_interrupted_run_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(run: Run) -> None:
+        for phase in ("synthesis", "quantize"):
+            with run.clock(phase):
+                for _ in run.loop(phase, 6):
+                    time.sleep(0.01)
+
+    first, second, third = (Run(folder=tmp_path, save_every=0.0) for _ in range(3))
+    for run, saves in ((first, 3), (second, 6)):  # in the first phase, then in the second one
+        monkeypatch.setattr(Loop, "save", killing_after(saves))
+        with pytest.raises(Killed):
+            work(run)
+        monkeypatch.undo()
+    work(third)
+    assert min(third.seconds.values()) >= 0.06
+    assert second.seconds["synthesis"] <= third.seconds["synthesis"] < sum(run.seconds["synthesis"] for run in (first, second, third))
+
+
 def test_the_seed_decides(model: Model) -> None:
     x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     first, same, other = (small("distill")(model, seed=seed)(x) for seed in (0, 0, 1))
@@ -70,7 +106,7 @@ def test_a_value_that_is_not_finite_stops_and_names_the_term() -> None:
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"not tensors")
-    with pytest.raises(ValueError, match=r"x\.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"x\.safetensors is not a whole safetensors file .*delete it and run again"):
         list(Run(folder=tmp_path).loop("x", 3))
 
 
@@ -120,6 +156,50 @@ def test_images_keep_when_saved(tmp_path: Path) -> None:
         Images.load(tmp_path / "nowhere")
 
 
+PIXELS, LABELS = torch.randn(3, 1, 4, 4), torch.arange(3)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"conv.codes": PIXELS}, "holds no dreamed images: it has no pixels and no labels"),
+        ({"pixels": PIXELS}, "it has no labels"),
+        ({"pixels": PIXELS[0], "labels": LABELS}, r"pixels \(1, 4, 4\) of torch.float32"),
+        ({"pixels": PIXELS.byte(), "labels": LABELS}, "of torch.uint8"),
+        ({"pixels": PIXELS[:0], "labels": LABELS[:0]}, "with a label each"),
+        ({"pixels": PIXELS, "labels": LABELS[:2]}, r"and labels \(2,\), not images \(N, C, H, W\) with a label each"),
+        ({"pixels": PIXELS / torch.arange(3.0).view(3, 1, 1, 1), "labels": LABELS}, "1 of the 3 images in .*x.safetensors hold values"),
+        (None, "not a whole safetensors file"),
+    ],
+)
+def test_files_that_hold_no_images_are_refused(tensors: dict[str, torch.Tensor] | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    write_tensors(file, tensors or {"pixels": PIXELS, "labels": LABELS}, {})
+    if tensors is None:
+        file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=f"{message}.*; give the folder of images") as caught:
+        Images.load(file)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["images", "generator", "checkpoint"])
+def test_files_are_as_readable_as_others_and_their_folder_is_made(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    images = Images(torch.randn(2, 1, 4, 4), torch.arange(2))
+    if name == "images":
+        file = images.save(folder)
+    elif name == "generator":
+        (run := Run()).kept.generator = images.tensors()
+        run.kept.save_generator(folder)
+        file = folder / "generator.safetensors"
+    else:
+        list(Run(folder=folder).loop("x", 1))
+        file = folder / "x.safetensors"
+    (plain := tmp_path / "plain").touch()
+    assert file.stat().st_mode == plain.stat().st_mode
+    assert list(folder.iterdir()) == [file]
+
+
 def test_labels_are_balanced() -> None:
     assert balanced(25, 10).bincount(minlength=10).max() == 3
 
@@ -129,6 +209,7 @@ def test_settings_change_one_field_and_say_what_exists() -> None:
     assert changed(recipe, "steps.FineTune.learn.optimizer.lr=1e-5").steps[-1].learn.optimizer.lr == 1e-5
     assert changed(recipe, "synthesis.loss.ClassTarget.focus=2").synthesis.loss.terms[1][1].focus == 2.0
     assert changed(recipe, "scheme.residual=8").scheme.residual == 8
+    assert changed(recipe, "synthesis.iterations=0").synthesis.iterations == 0
     for bad, message in (
         ("synthesis.itterations=3", "it has loss, count"),
         ("synthesis.iterations=many", "wants int"),
@@ -136,6 +217,12 @@ def test_settings_change_one_field_and_say_what_exists() -> None:
         ("scheme.residual=9", "residual of 9 bits"),
         ("steps.Reconstruct.batch=3", "choose one of SetWeightRanges, Calibrate, FineTune"),
         ("synthesis.optimizer=3", "is a part"),
+        ("synthesis.count=-3", "--set synthesis.count=-3: count is 1 at least, not -3"),
+        ("synthesis.count=0", "count is 1 at least"),
+        ("synthesis.batch=0", "batch is 1 at least"),
+        ("steps.Calibrate.count=0", "count is 1 at least"),
+        ("synthesis.iterations=-4", "iterations is 0 at least, not -4"),
+        ("synthesis.patience=-1", "patience is 0 at least"),
         ("synthesis", "part.field=value"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
+import importlib
 import inspect
 import pkgutil
-import sys
 from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
 from typing import Any, cast
 
 from dreamquant import recipes
+from dreamquant.loading import load_file, result_of
 from dreamquant.recipe import Recipe, changed
 
 Maker = Callable[..., Recipe]
@@ -63,7 +64,7 @@ def _called(make: Maker, name: str, bits: str, effort: str, ends: int | None) ->
 
 
 def _from_file(path: Path, function: str) -> Maker:
-    """The function of a Python file, which is run to get it."""
+    """The function of a Python file, which is run to get it; what the function raises is told with its name."""
     if not path.is_file():
         raise ValueError(f"no file {path}; --recipe takes NAME, file.py:function or modifier:NAME")
     module = load_file(path)
@@ -71,21 +72,12 @@ def _from_file(path: Path, function: str) -> Maker:
     if not callable(made):
         there = sorted(name for name, value in vars(module).items() if inspect.isfunction(value))
         raise ValueError(f"{path} has no function {function or path.stem!r}; it has {', '.join(there) or 'none'}")
-    return cast(Maker, made)
 
+    @wraps(made)
+    def make(**choices: Any) -> Recipe:
+        return cast(Recipe, result_of(made, path, f"{path}:{function or path.stem}", **choices))
 
-def load_file(path: Path) -> Any:
-    """A Python file of the user's as a module; an error inside it is told with the file's name."""
-    spec = importlib.util.spec_from_file_location(str(path.resolve()), path)  # a name that hides no other module
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the names in their annotations
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{path} failed when it was loaded: {type(error).__name__}: {error}") from error
-    return module
+    return make
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
 LOCK, JOB = ".lock", ".job.json"
 
 
@@ -49,7 +53,8 @@ def belongs(folder: Path, fingerprint: Mapping[str, Any], job: Mapping[str, Any]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    """A temporary path beside `path`, whose folder is made, that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -77,6 +82,29 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path.parent} is not the finished folder of a dreamquant job: {path.name} is missing") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error})") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Write a safetensors file, atomically, with words `about` the tensors; who may read it is what the umask says."""
+    with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary, dict(about))
+        temporary.chmod(mode)  # safetensors makes files that nobody but their owner may read
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and the words about them; ValueError says why it cannot be read."""
+    try:
+        path.open("rb").close()  # safetensors says of every file that it cannot open that it is absent
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
 
 
 def _finite(value: Any) -> Any:

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dreamquant import recipes
-from dreamquant.choose import load_file
 from dreamquant.dream import Dream
-from dreamquant.folder import JOB, belongs, claimed, read_json, replacing
+from dreamquant.folder import JOB, belongs, claimed, read_json, read_tensors, replacing
 from dreamquant.images import Images
 from dreamquant.job import PREVIEW, device_of, float_model_of
+from dreamquant.loading import load_file
 from dreamquant.model import Model
 from dreamquant.reading import parts, parts_in, read
 from dreamquant.recipe import dreams
@@ -52,12 +51,8 @@ def trained(folder: Path, device: str = "cpu") -> Trained:
     if not file.is_file():
         training = ", ".join(name for name in recipes.names() if dreams(recipes.find(name)()))
         raise ValueError(f"{folder} holds no {GENERATOR}; results of recipes that train a generator do: {training}")
-    try:
-        with safe_open(file, "pt") as f:
-            note = json.loads((f.metadata() or {}).get("note", "{}"))
-            weights = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error})") from None
+    weights, about = read_tensors(file)
+    note = json.loads(about.get("note", "{}"))
     try:
         model = float_model_of(folder)
     except ValueError as error:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from dreamquant.folder import read_tensors, write_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,32 +64,43 @@ class Images:
     def save(self, folder: str | Path, note: Mapping[str, Any] | None = None) -> Path:
         """Write `folder/images.safetensors` atomically, with `note` (how they were made) beside the tensors."""
         file = Path(folder) / "images.safetensors"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.tensors().items()}, part, {"note": json.dumps(dict(note or {}))})
-        os.replace(part, file)
+        write_tensors(file, self.tensors(), {"note": json.dumps(dict(note or {}))})
         return file
 
     @classmethod
     def load(cls, folder: str | Path) -> Images:
-        """Read what `save` wrote; `folder` may also be the file itself. Raises ValueError where there are no images."""
+        """Read what `save` wrote; `folder` may also be the file itself. ValueError where there are no images, or not finite ones."""
         file = Path(folder)
         file = file / "images.safetensors" if file.is_dir() else file
         if not file.exists():
             raise ValueError(f"{file}: no dreamed images there; give the folder that holds images.safetensors")
-        with safe_open(file, "pt") as f:
-            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        try:
+            tensors, _ = read_tensors(file)
+            _check(file, tensors)
+        except ValueError as error:
+            raise ValueError(f"{error}; give the folder of images that dreamquant saved, or dream them again") from None
         return cls.of(tensors)
 
     @staticmethod
     def note(folder: str | Path) -> dict[str, Any]:
         """How the images of a folder were made, as `save` was told."""
-        with safe_open(Path(folder) / "images.safetensors", "pt") as f:
-            note: dict[str, Any] = json.loads(f.metadata()["note"])
+        note: dict[str, Any] = json.loads(read_tensors(Path(folder) / "images.safetensors")[1]["note"])
         return note
 
     def state_dict(self) -> dict[str, Any]:
         return {"pixels": self.pixels, "labels": self.labels, "facts": dict(self.facts)}
+
+
+def _check(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where what was read from `file` is no set of images."""
+    if missing := [key for key in ("pixels", "labels") if key not in tensors]:
+        raise ValueError(f"{file} holds no dreamed images: it has no {' and no '.join(missing)}")
+    pixels, labels = tensors["pixels"], tensors["labels"]
+    if pixels.ndim != 4 or not pixels.is_floating_point() or not len(pixels) or labels.ndim == 0 or len(labels) != len(pixels):
+        shapes = f"pixels {tuple(pixels.shape)} of {pixels.dtype} and labels {tuple(labels.shape)}"
+        raise ValueError(f"{file} holds {shapes}, not images (N, C, H, W) with a label each")
+    if wrong := int((~pixels.isfinite()).flatten(1).any(1).sum()):
+        raise ValueError(f"{wrong} of the {len(pixels)} images in {file} hold values that are not finite")
 
 
 def facts_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ import difflib
 import importlib.util
 import os
 import pickle
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dreamquant import zoo
+from dreamquant.folder import read_tensors
+from dreamquant.loading import load_file, reason, result_of
 from dreamquant.model import Model
 from dreamquant.torchvision_import import import_vision
 
@@ -95,8 +94,6 @@ def _each(values: Sequence[float], channels: int, flag: str) -> tuple[float, ...
     given = tuple(float(v) for v in values)
     if len(given) not in (1, channels):
         raise ValueError(f"{flag} has {len(given)} values; give one, or one for each of the {channels} channels")
-    if flag == "--std" and min(given) <= 0:
-        raise ValueError(f"--std {given}: deviations are positive")
     return given * channels if len(given) == 1 else given
 
 
@@ -189,18 +186,12 @@ def _from_hub(name: str, pretrained: bool, classes: int | None) -> Found:
     return found
 
 
-def _reason(error: BaseException) -> str:
-    """The kind and first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
-
-
 def _downloaded(load: Any, spec: str, instead: str = "give --weights FILE, or --weights random to try it") -> Any:
     """What `load` returns; any failure on the way is told with what to do instead."""
     try:
         return load()
     except Exception as error:  # the libraries raise whatever their network layers raise
-        raise ValueError(f"{spec} could not be downloaded ({_reason(error)}); {instead}") from None
+        raise ValueError(f"{spec} could not be downloaded ({reason(error)}); {instead}") from None
 
 
 SOURCES = {"zoo": _from_zoo, "torchvision": _from_torchvision, "timm": _from_timm, "hf": _from_hub}
@@ -211,22 +202,12 @@ def _from_file(spec: str) -> Found:
     path = Path(path_text)
     if not path.is_file():
         raise ValueError(f"no file {path}; MODEL is path/file.py:function")
-    module_spec = importlib.util.spec_from_file_location(f"_model_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # dataclasses look their module up there
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be imported: {_reason(error)}") from None
+    module = load_file(path)
     factory = getattr(module, function, None)
     if not callable(factory):
         there = sorted(name for name, value in vars(module).items() if callable(value) and not name.startswith("_"))
         raise ValueError(f"{path} has no function {function!r}{_near(function, there)} It has {', '.join(there) or 'none'}")
-    try:
-        net = factory()
-    except Exception as error:
-        raise ValueError(f"{spec} raised {_reason(error)}") from None
+    net = result_of(factory, path, spec)
     if not isinstance(net, nn.Module):
         raise ValueError(f"{spec} returned {type(net).__name__}, not a torch.nn.Module")
     return Found(net, _carried(net), True)
@@ -270,10 +251,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"no file {path} for --weights")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
+        return read_tensors(path)[0]
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -281,7 +259,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path} is not a plain state dict: it is damaged or would run code. Save net.state_dict() as safetensors"
         ) from None
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a state dict ({_reason(error)})") from None
+        raise ValueError(f"{path} cannot be read as a state dict ({reason(error)})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"{path} holds {type(state).__name__}, not a state dict of tensors")

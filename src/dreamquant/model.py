@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,7 +40,7 @@ class Model:
     ) -> Model:
         """A Model of a copy of `net`, which is never changed.
 
-        Raises ValueError for weights that are not finite, a network that cannot be traced, or that computes something else
+        Raises ValueError for weights, mean or std that are not finite, a network that cannot be traced, or that computes something else
         then, an input shape it does not take, or an output that is not (N, classes).
         """
         name = name or type(net).__name__
@@ -48,6 +49,10 @@ class Model:
                 raise ValueError(f"{name}: {key} holds NaN or infinite values; check the weights file")
         if not len(mean) == len(std) == shape[0]:
             raise ValueError(f"{name}: mean {mean} and std {std} need one value for each of the {shape[0]} channels")
+        if not all(map(math.isfinite, mean)):
+            raise ValueError(f"{name}: mean {tuple(mean)} is not finite; give --mean in pixels of [0, 1]")
+        if not all(0 < deviation < math.inf for deviation in std):
+            raise ValueError(f"{name}: std {tuple(std)} is not positive and finite; give --std in pixels of [0, 1]")
         traced, left = tracing.trace(net)
         try:
             with torch.no_grad():

@@ -72,7 +72,8 @@ class Recipe:
 
             free = [name for name in recipes.names() if not reads_batch_norm(recipes.find(name)())]
             raise ValueError(
-                f"{model.name} has no BatchNorm, whose statistics {self.name} matches; recipes that need none: {', '.join(free)}"
+                f"{model.name} has no BatchNorm, whose statistics {self.name} matches; recipes that need none: {', '.join(free)}, "
+                "and with images without_batch_norm:gdfq"
             )
         cached = run.images_cache / digest(self.synthesis, model, run.seed) if run.images_cache else None
         if cached and (cached / "images.safetensors").exists():
@@ -208,6 +209,8 @@ def _changed(part: Any, path: list[str], text: str) -> Any:
 
 SIMPLE: dict[str, type] = {"int": int, "float": float, "str": str, "tuple[float, float]": tuple}  # what --set may put where nothing is
 
+SIZES = ("count", "batch")  # integers of --set that cannot be 0; 0 iterations leave out what they would do
+
 
 def _value(name: str, old: Any, told: str, text: str) -> Any:
     """`told`: the annotation of the field, which says what may be where nothing is."""
@@ -224,6 +227,9 @@ def _value(name: str, old: Any, told: str, text: str) -> Any:
         new = float(new)
     if type(new) is not kind:
         raise ValueError(f"{name} wants {kind.__name__}{'' if old is None else f' like {old!r}'}, got {text!r}")
+    least = 1 if name in SIZES else 0
+    if isinstance(new, int) and new < least:
+        raise ValueError(f"{name} is {least} at least, not {new}")
     return new
 
 

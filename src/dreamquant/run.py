@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dreamquant.folder import read_tensors, write_tensors
 from dreamquant.images import Images
 
 GENERATOR = "generator.safetensors"
@@ -99,15 +97,12 @@ class Kept:
     def save_generator(self, folder: Path, note: Mapping[str, Any] | None = None) -> None:
         """Write `folder/generator.safetensors` atomically, with a note beside the tensors; nothing where there is none."""
         if self.generator:
-            folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f"generator.{os.getpid()}.part"
-            save_file({k: v.detach().cpu().contiguous() for k, v in self.generator.items()}, part, {"note": json.dumps(dict(note or {}))})
-            os.replace(part, folder / GENERATOR)
+            write_tensors(folder / GENERATOR, self.generator, {"note": json.dumps(dict(note or {}))})
 
     def load_generator(self, folder: Path) -> None:
         """Read what `save_generator` wrote, if it did."""
         if (folder / GENERATOR).exists():
-            self.generator = load_file(folder / GENERATOR)
+            self.generator, _ = read_tensors(folder / GENERATOR)
 
 
 class Run:
@@ -132,6 +127,7 @@ class Run:
         self.fronts: dict[str, dict[str, Any]] = {}  # what allocations of bits weighed up, for the report
         self.kept = Kept()
         self.seconds: dict[str, float] = {"synthesis": 0.0, "quantize": 0.0}
+        self.started: dict[str, float] = {}  # when each clock that runs now began
         self.notes: list[str] = []
 
     def number(self, *more: object) -> int:
@@ -145,12 +141,25 @@ class Run:
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
-        """Wall seconds inside go to `seconds[phase]`; seconds of an interrupted run are not counted."""
-        start = time.monotonic()
+        """Wall seconds inside go to `seconds[phase]`; of an interrupted run, those up to its last checkpoint."""
+        self.started[phase] = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[phase] += time.monotonic() - start
+            self.seconds[phase] += time.monotonic() - self.started.pop(phase)
+
+    def told(self) -> dict[str, Any]:
+        """What the run has to tell so far, for a checkpoint: its notes, its curves, its seconds with those of clocks that run."""
+        now = time.monotonic()
+        seconds = {phase: past + now - self.started.get(phase, now) for phase, past in self.seconds.items()}
+        return {"notes": self.notes, "curves": self.curves, "seconds": seconds}
+
+    def go_on(self, told: Mapping[str, Any]) -> None:
+        """Tell what an interrupted run had to tell, too. Checkpoints are met in the order they were written: the last one has it all."""
+        for text in told.get("notes", ()):  # older checkpoints tell less
+            self.note(text)
+        self.curves = {name: [(number, values) for number, values in points] for name, points in told.get("curves", {}).items()}
+        self.seconds.update(told.get("seconds", {}))
 
     def note(self, text: str) -> None:
         """Something the user must know: shown at the end, and in the report."""
@@ -187,16 +196,14 @@ class Loop:
         if not file or not file.exists():
             return 0
         try:
-            with safe_open(file, "pt") as f:
-                note = json.loads(f.metadata()["note"])
-                tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged ({error}); delete it and run again") from None
+            tensors, about = read_tensors(file)
+        except ValueError as error:
+            raise ValueError(f"{error}; delete it and run again") from None
+        note = json.loads(about["note"])
         for key, state in unpack(note["live"], tensors).items():
             self.live[key].load_state_dict(state)
         self.stopped = note["stopped"]
-        for text in note.get("notes", ()):
-            self.run.note(text)
+        self.run.go_on(note)
         return int(note["next"])
 
     def save(self, following: int) -> None:
@@ -206,10 +213,8 @@ class Loop:
             return
         tensors: dict[str, Tensor] = {}
         live = pack({key: value.state_dict() for key, value in self.live.items()}, tensors)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        note = {"next": following, "stopped": self.stopped, "notes": self.run.notes, "live": live}
-        save_file(tensors, file.with_suffix(".part"), {"note": json.dumps(note)})
-        os.replace(file.with_suffix(".part"), file)
+        note = {"next": following, "stopped": self.stopped, "live": live, **self.run.told()}
+        write_tensors(file, tensors, {"note": json.dumps(note)})
 
     def _record(self, number: int, handle: Handle) -> None:
         if self.values and (number % max(1, self.total // 50) == 0 or number == self.total - 1):

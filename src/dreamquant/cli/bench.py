@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dreamquant.choose import load_file
 from dreamquant.folder import InUse, read_json, write_json
 from dreamquant.job import Job, quantize_job
+from dreamquant.loading import load_file, result_of
 from dreamquant.progress import progress_on
 from dreamquant.report.page import percent
 
@@ -31,7 +31,7 @@ def jobs_of(grid: str) -> list[Job]:
     make = getattr(load_file(path), function or "grid", None)
     if not callable(make):
         raise ValueError(f"{path} has no function {function or 'grid'!r} that returns a list of jobs")
-    jobs = list(make())
+    jobs = result_of(lambda: list(make()), path, grid)  # a generator of jobs runs here too
     if not jobs or not all(isinstance(job, Job) for job in jobs):
         raise ValueError(f"{grid} must return a list of dreamquant.job.Job, one at least")
     return jobs

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from dreamquant import __version__
 from dreamquant.export.writer import BOXES, ENDS, Writer
+from dreamquant.folder import replacing
 from dreamquant.quant.deploy import folded
 from dreamquant.quant.quantized import QuantizedModel
 
@@ -94,10 +95,6 @@ def _model(writer: Writer) -> tuple[ir.Model, int]:
 
 
 def _write(model: ir.Model, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.onnx")
-    try:
+    with replacing(path) as temporary:
         ir.save(model, temporary)
         onnx.checker.check_model(str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

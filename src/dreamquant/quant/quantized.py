@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from dreamquant.folder import read_tensors, write_tensors
 from dreamquant.quant.packing import pack, packed_bytes, unpack
 from dreamquant.quant.program import MOVES, Op, run
 from dreamquant.quant.vocabulary import FUNCTIONS
@@ -154,7 +153,7 @@ class QuantizedModel:
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """One safetensors file, weight codes at their true width, written whole or not at all.
+        """One safetensors file, weight codes at their true width, written whole or not at all; its folder is made.
 
         Raises ValueError for a network with parts that only exist in memory.
         """
@@ -169,7 +168,7 @@ class QuantizedModel:
                 if key == "codes":
                     line["shape"] = list(tensor.shape)
                     tensor = pack(tensor, op.numbers["bits"])
-                tensors[f"{op.name}.{key}"] = tensor.detach().cpu().contiguous().clone()
+                tensors[f"{op.name}.{key}"] = tensor.clone()  # a file has no form for tensors that share memory
             line["tensors"] = list(op.tensors)
             lines.append(line)
         about = {
@@ -180,29 +179,16 @@ class QuantizedModel:
             "left_in_float": dict(self.left_in_float),
             "program": lines,
         }
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            save_file(tensors, temporary, {"dreamquant": json.dumps(about)})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_tensors(Path(path), tensors, {"dreamquant": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> QuantizedModel:
         """The model of a file; nothing in it is executed. ValueError where it is not one, or damaged."""
-        try:
-            with safe_open(str(path), "pt") as file:
-                text = (file.metadata() or {}).get("dreamquant")
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-        except FileNotFoundError:
-            raise ValueError(f"{path} does not exist") from None
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
-        if text is None:
+        tensors, words = read_tensors(Path(path))
+        if "dreamquant" not in words:
             raise ValueError(f"{path} is a safetensors file, but no model that dreamquant saved")
         try:
-            return _read(json.loads(text), tensors).to(device)
+            return _read(json.loads(words["dreamquant"]), tensors).to(device)
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             raise ValueError(f"{path} is damaged or was written by another version: {error}") from None
 
