@@ -230,6 +230,7 @@ def test_given_images_are_used(tmp_path: Path, capsys: pytest.CaptureFixture[str
     given = ["--images", str(tmp_path / "first" / "images")]
     assert main([*argv, *given, "--out", str(tmp_path / "second")]) == 0
     first, second = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("first", "second"))
+    assert first["images"].pop("source") == "OptimizePixels" and second["images"].pop("source") == "GivenImages"
     assert first["images"] == second["images"] and first["images"]["count"] == 32
     assert (tmp_path / "second" / "images" / "preview.png").exists()
     provenance = json.loads((tmp_path / "second" / "result.json").read_text())["provenance"]

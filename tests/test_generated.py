@@ -80,7 +80,7 @@ def test_any_other_recipe_uses_them(made: Path, tmp_path: Path) -> None:
     argv = ["quantize", "zoo:resnet-digits", "--recipe", "zeroq", "--device", "cpu", "--images", str(made / "dreamed")]
     assert main([*argv, "--out", str(tmp_path / "out")]) == 0
     used = json.loads((tmp_path / "out" / "report.json").read_text())["images"]
-    assert used == {"count": 16, "digest": images.digest}
+    assert used == {"count": 16, "digest": images.digest, "source": "GivenImages"}
 
 
 def test_mistakes_are_told_in_a_line(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
