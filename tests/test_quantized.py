@@ -184,7 +184,9 @@ def saved(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
         return load_file(path), json.loads(file.metadata()["dreamquant"])
 
 
-@pytest.mark.parametrize("change", ["function", "kind", "missing tensor", "bits", "input", "format"])
+@pytest.mark.parametrize(
+    "change", ["function", "kind", "missing tensor", "bits", "input", "format", "stride", "groups", "shape", "length", "step", "grid"]
+)
 def test_a_damaged_program_is_refused(tmp_path: Path, change: str) -> None:
     path = tmp_path / "model.safetensors"
     tensors, about = saved(path)
@@ -204,6 +206,18 @@ def test_a_damaged_program_is_refused(tmp_path: Path, change: str) -> None:
             conv["inputs"] = ["nobody"]
         case "format":
             about["format"] = 99
+        case "stride":
+            conv["numbers"]["stride"] = "x"
+        case "groups":
+            conv["numbers"]["groups"] = 7
+        case "shape":
+            conv["shape"] = [-conv["shape"][0], -1, *conv["shape"][2:]]
+        case "length":
+            tensors[conv["name"] + ".scale"] = tensors[conv["name"] + ".scale"][:-1].clone()
+        case "step":
+            tensors[conv["name"] + ".scale"][0] = -1
+        case "grid":
+            next(line for line in program if line["kind"] == "grid")["numbers"]["scale"] = 0.0
     save_file(tensors, path, {"dreamquant": json.dumps(about)})
     with pytest.raises(ValueError, match="is damaged or was written by another version"):
         QuantizedModel.load(path)

@@ -67,7 +67,7 @@ class Model:
         tracing.fold_sizes(traced, shape)
         channels, height, width = shape
         model = cls(traced, (channels, height, width), tuple(mean), tuple(std), out.shape[1], name, left)
-        model._check(copy.deepcopy(net).float().eval())
+        model._check(copy.deepcopy(net).cpu().float().eval())
         return model
 
     def _check(self, net: nn.Module) -> None:

@@ -79,7 +79,7 @@ def trace(net: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
 
     Raises ValueError where the network itself, not one of its modules, cannot be traced.
     """
-    net = copy.deepcopy(net).float().eval().requires_grad_(False)
+    net = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
     unfold_attention(net)
     in_place = {name for name, module in net.named_modules() if getattr(module, "inplace", False)}
     for name in in_place:

@@ -188,8 +188,10 @@ class QuantizedModel:
         if "dreamquant" not in words:
             raise ValueError(f"{path} is a safetensors file, but no model that dreamquant saved")
         try:
-            return _read(json.loads(words["dreamquant"]), tensors).to(device)
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            model = _read(json.loads(words["dreamquant"]), tensors)
+            model(torch.zeros(1, *model.shape))  # what does not run is told now
+            return model.to(device)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is damaged or was written by another version: {error}") from None
 
 
@@ -241,4 +243,10 @@ def _read_op(line: dict[str, Any], tensors: dict[str, Tensor]) -> Op:
     mine = {key: tensors[f"{name}.{key}"] for key in line["tensors"]}
     if "codes" in mine:
         mine["codes"] = unpack(mine["codes"], numbers["bits"], tuple(line["shape"]))
+        if not len(mine["scale"]) == len(mine["zero"]) == len(mine["codes"]):
+            raise ValueError(f"{name}: {len(mine['codes'])} channels, {len(mine['scale'])} scales, {len(mine['zero'])} zero points")
+        if not bool((mine["scale"] >= 0).all()):  # zero where a BatchNorm that was folded in multiplies by it
+            raise ValueError(f"{name}: a step of its weights is {mine['scale'].min().item()}")
+    if kind == "grid" and not numbers["scale"] > 0:
+        raise ValueError(f"{name}: the step of its grid is {numbers['scale']}")
     return Op(kind, name, tuple(line["inputs"]), numbers, mine)
