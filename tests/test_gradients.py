@@ -114,21 +114,27 @@ def test_a_replay_draws_what_the_seed_says() -> None:
     assert torch.equal(first, third) and not torch.equal(first, second) and torch.equal(second, torch.rand_like(weight))
 
 
-def outcome(step: Callable[[Student, Model, Images, Run], None], net: nn.Module, recorded: bool, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """The student's state after a step on the GPU, in one row; records are allowed or not."""
-    seen: list[bool] = []
+def allowing(recorded: bool, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Records are made where they can be, or not at all; the answers given, while they are asked for."""
+    answers: list[bool] = []
 
     def asked(*all: object) -> bool:
-        seen.append(recorded and recordable(*all))  # type: ignore[arg-type]
-        return seen[-1]
+        answers.append(recorded and recordable(*all))  # type: ignore[arg-type]
+        return answers[-1]
 
     monkeypatch.setattr(gradients, "recordable", asked)
+    return answers
+
+
+def outcome(step: Callable[[Student, Model, Images, Run], None], net: nn.Module, recorded: bool, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """The student's state after a step on the GPU, in one row; records are allowed or not."""
+    answers = allowing(recorded, monkeypatch)
     model = Model.from_module(net, *FACTS).to("cuda")
     torch.manual_seed(1)
     images = Images(torch.randn(32, 3, 16, 16), torch.arange(32) % 10).to("cuda")
     student = convert(model, scheme_of("w4a4", None))
     step(student, model, images, Run(3, device="cuda"))
-    assert seen and all(answer == recorded for answer in seen)
+    assert answers and all(answer == recorded for answer in answers)
     return torch.cat([x.detach().double().flatten().cpu() for x in student.net.state_dict().values() if isinstance(x, Tensor)])
 
 
@@ -148,13 +154,7 @@ def test_steps_come_out_alike(name: str, tiny_net: nn.Module, monkeypatch: pytes
 
 def taught(name: str, effort: str, net: nn.Module, recorded: bool, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
     """A student's weights before and after a co-training of a few updates on small batches, on the GPU; whatever can be recorded is."""
-    answers: list[bool] = []
-
-    def asked(*all: object) -> bool:
-        answers.append(recorded and recordable(*all))  # type: ignore[arg-type]
-        return answers[-1]
-
-    monkeypatch.setattr(gradients, "recordable", asked)
+    answers = allowing(recorded, monkeypatch)
     model = Model.from_module(net, *FACTS).to("cuda")
     student = convert(model, scheme_of("w4a4", None))
     before = weights(student)
@@ -206,10 +206,9 @@ def test_images_come_out_alike(tiny_net: nn.Module, monkeypatch: pytest.MonkeyPa
     dream, found = OptimizePixels(BatchNormDeviation() + 0.1 * ClassTarget(), 16, 8, iterations=6, transforms=moved), []
     answers: list[bool] = []
     for recorded in (True, False):
-        monkeypatch.setattr(
-            gradients, "recordable", lambda *all, recorded=recorded: answers.append(recorded and recordable(*all)) or answers[-1]
-        )
+        given = allowing(recorded, monkeypatch)
         found.append(dream(Model.from_module(tiny_net, *FACTS).to("cuda"), Run(3, device="cuda")).pixels)
+        answers += given
     assert answers == [True, True, False, False]
     assert (found[0] - found[1]).abs().mean() < 1e-3
 
@@ -217,8 +216,7 @@ def test_images_come_out_alike(tiny_net: nn.Module, monkeypatch: pytest.MonkeyPa
 @GPU
 def test_a_student_whose_loss_draws_learns_all_the_same(tiny_net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """TexQ mixes images by shares that the CPU draws."""
-    answers: list[bool] = []
-    monkeypatch.setattr(gradients, "recordable", lambda *all: answers.append(recordable(*all)) or answers[-1])
+    answers = allowing(True, monkeypatch)
     *ready, tune = recipes.texq().steps
     assert isinstance(tune, FineTune)
     model = Model.from_module(tiny_net, *FACTS).to("cuda")
