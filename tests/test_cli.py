@@ -142,6 +142,8 @@ def test_data_that_changed_is_measured_again(digits: Path, tmp_path: Path) -> No
     assert images_and_float(x[:100], y[:100])[0] == 100
     count, share = images_and_float(x[:100], (y[:100] + 1) % 10)
     assert count == 100 and share < 0.2, "other labels of as many images"
+    upright = images_and_float(x[:100], y[:100])[1]
+    assert images_and_float(x[:100, ::-1], y[:100])[1] < upright, "other pixels of the same labels"
     assert (out / "model.safetensors").read_bytes() == weights and "(100 images of 10 classes" in (out / "report.html").read_text()
     older = json.loads((out / "result.json").read_text())
     del older["eval_digest"]
@@ -192,6 +194,11 @@ def test_evaluate_export_and_report(made: Path, digits: Path, tmp_path: Path, ca
     assert (folder / "model.onnx").stat().st_size > 1000
     page = (folder / "report.html").read_text()
     assert "<h2>ONNX</h2>" in page and "integer kernels" in page and str(folder) not in page
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(folder / "model.safetensors", alone)
+    assert main(["export", str(alone), "--check"]) == 0
+    assert sorted(file.name for file in alone.iterdir()) == ["model.onnx", "model.safetensors"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

@@ -176,3 +176,12 @@ def test_contents_and_styles_are_shown(made: Path) -> None:
     numbers, images, labels = module.seen(trained(made))
     assert images.shape == (10, 8, 1, 8, 8) and labels.tolist() == list(range(10))
     assert sum(numbers["pixels"].values()) == pytest.approx(1) and 0 <= numbers["labels_hit"] <= 1
+
+
+def test_a_generator_that_dreams_its_own_images_used_none_that_were_given(made: Path, tmp_path: Path) -> None:
+    assert main(["dream", str(made), "--count", "16", "--device", "cpu", "--out", str(tmp_path / "given")]) == 0
+    again = json.loads((made / ".job.json").read_text())["job"]
+    settings = [word for setting in again["set"] for word in ("--set", setting)]
+    argv = ["quantize", "zoo:resnet-digits", "--recipe", again["recipe"], "--bits", again["bits"], *settings, "--device", "cpu"]
+    assert main([*argv, "--images", str(tmp_path / "given"), "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["images"]["source"] != "GivenImages"

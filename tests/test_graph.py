@@ -65,7 +65,7 @@ def test_functions_become_modules_and_nothing_is_in_place() -> None:
 class InPlace(nn.Module):
     """Changes a tensor and reads it under its old name; `change` does it."""
 
-    def __init__(self, change: Callable[[nn.Module, Tensor], object]) -> None:
+    def __init__(self, change: Callable[[InPlace, Tensor], object]) -> None:
         super().__init__()
         self.conv, self.head, self.rectify = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4), nn.ReLU(inplace=True)
         self.change = change
@@ -77,21 +77,79 @@ class InPlace(nn.Module):
         return self.head((y + z).mean((2, 3)))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [lambda m, y: m.rectify(y), lambda m, y: F.relu(y, inplace=True), lambda m, y: F.relu_(y), lambda m, y: y.mul_(3).add_(1)],
-    ids=["module", "keyword", "function", "methods"],
-)
-def test_what_is_changed_in_place_is_read_as_it_is_then(change: Callable[[nn.Module, Tensor], object]) -> None:
+def operated(y: Tensor) -> None:
+    y += 0.5
+    y *= 2
+    y -= y.mean((2, 3), keepdim=True)
+    y /= 3
+
+
+CHANGES: dict[str, Callable[[InPlace, Tensor], object]] = {
+    "module": lambda m, y: m.rectify(y),
+    "keyword": lambda m, y: F.relu(y, inplace=True),
+    "function": lambda m, y: F.relu_(y),
+    "leaky": lambda m, y: F.leaky_relu_(y, 0.1),
+    "methods": lambda m, y: y.mul_(3).add_(1, alpha=2).sub_(0.5).div_(2).clamp_min_(-1),
+    "operators": lambda m, y: operated(y),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_changed_in_place_is_read_as_it_is_then(change: str) -> None:
     torch.manual_seed(0)
-    net, x = InPlace(change).eval(), torch.randn(3, 3, 16, 16)
+    net, x = InPlace(CHANGES[change]).eval(), torch.randn(3, 3, 16, 16)
+    kept = x.clone()
+    assert torch.allclose(Model.from_module(net, *FACTS)(x), net(x), atol=1e-6) and torch.equal(x, kept)
+
+
+def test_an_image_is_not_changed_in_place() -> None:
+    class Normalising(InPlace):
+        def forward(self, x: Tensor) -> Tensor:
+            x.sub_(0.5).div_(0.25)
+            return super().forward(x)
+
+    net, x = Normalising(lambda m, y: None).eval(), torch.randn(3, 3, 16, 16)
+    kept, model = x.clone(), Model.from_module(net, *FACTS)
+    assert torch.allclose(model(x), net(x.clone()), atol=1e-6) and torch.equal(x, kept)
+
+
+def test_numbers_do_not_change_in_place() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            channels = x.shape[1]
+            more = channels
+            more += 5
+            y = 0.5 * self.conv(x)
+            torch.relu_(y)
+            return self.head(y.reshape(-1, more, 14 * 14).mean(2) * channels)
+
+    net, x = Counting().eval(), torch.randn(3, 3, 16, 16)
     assert torch.allclose(Model.from_module(net, *FACTS)(x), net(x), atol=1e-6)
 
 
-@pytest.mark.parametrize("change", [lambda m, y: y.sub_(1), lambda m, y: y.view(-1).relu_(), lambda m, y: y.normal_()])
-def test_a_trace_that_computes_something_else_is_refused(change: Callable[[nn.Module, Tensor], object]) -> None:
-    with pytest.raises(ValueError, match="InPlace computes something else when it is traced .* in place"):
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda m, y: y.view(-1).relu_(), "InPlace computes something else when it is traced"),
+        (lambda m, y: y.normal_(), "InPlace gives other logits each time"),
+    ],
+)
+def test_a_trace_that_computes_something_else_is_refused(change: Callable[[InPlace, Tensor], object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
         Model.from_module(InPlace(change).eval(), *FACTS)
+
+
+def test_logits_that_are_not_finite_are_no_other_computation() -> None:
+    class Masked(InPlace):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.log(F.relu(super().forward(x)))
+
+    net, x = Masked(lambda m, y: None).eval(), torch.randn(3, 3, 16, 16)
+    assert torch.equal(Model.from_module(net, *FACTS)(x), net(x))
 
 
 @pytest.mark.parametrize("read", [lambda x: x.size(0), lambda x: x.shape[0], lambda x: x.size()[0]])

@@ -123,6 +123,20 @@ def test_a_file_may_import_files_beside_it(file: Path) -> None:
     assert str(file.parent) not in sys.path
 
 
+def test_files_of_other_folders_may_have_the_same_names(tmp_path: Path) -> None:
+    found = []
+    for width in (4, 8):
+        folder = tmp_path / str(width)
+        folder.mkdir()
+        (folder / "blocks_of_ours.py").write_text(f"width = {width}\n")
+        (folder / "net.py").write_text(
+            "import torch.nn as nn\nfrom blocks_of_ours import width\n\ndef make():\n"
+            "    return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))\n"
+        )
+        found.append(load_model(f"{folder / 'net.py'}:make", **FACTS).net.get_parameter("0.weight").shape[0])  # type: ignore[arg-type]
+    assert found == [4, 8] and "blocks_of_ours" not in sys.modules
+
+
 def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
 

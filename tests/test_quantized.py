@@ -425,3 +425,17 @@ def test_what_runs_in_float_is_listed_and_an_image_normalised_inside_is_still_th
         assert in_float(freeze(whole, {})) == {}
     (image,) = (q for name, q in student.activation_quantizers().items() if name == "truediv")
     assert image.format.bits == 8 and not image.live
+
+
+def test_an_image_normalised_channel_by_channel_is_still_the_image() -> None:
+    class Channels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(6, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.cat([(x[:, i : i + 1] - 0.4) / (0.2 + i / 10) for i in range(3)] + [-x], 1)
+            return self.head(F.relu(self.first(x)).mean((2, 3)))
+
+    quantizers = student_of(Channels(), uniform("w4a2")).activation_quantizers()
+    assert quantizers["cat"].format.bits == 8 and not quantizers["cat"].live and quantizers["relu"].live

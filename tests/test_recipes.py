@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import pickle
 import pkgutil
 import sys
 from dataclasses import replace
@@ -125,6 +126,14 @@ def test_no_student_is_lost_in_its_first_updates(name: str, effort: str, digits:
 def test_no_other_effort_is_taken_for_paper(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: effort 'fastt'; choose 'fast' or 'paper'"):
         recipes.find(name)(effort="fastt")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_functions_are_found_again_by_their_names(name: str) -> None:
+    function = recipes.find(name)
+    assert pickle.loads(pickle.dumps(function)) is function
+    with pytest.raises(TypeError, match=rf"{name}\(\)"):
+        function(bitz=3)  # type: ignore[call-arg]
 
 
 def test_another_placement_is_refused() -> None:

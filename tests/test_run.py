@@ -223,6 +223,7 @@ def test_settings_change_one_field_and_say_what_exists() -> None:
         ("steps.Calibrate.count=0", "count is 1 at least"),
         ("synthesis.iterations=-4", "iterations is 0 at least, not -4"),
         ("synthesis.patience=-1", "patience is 0 at least"),
+        ("steps.Calibrate.ranges.candidates=0", "candidates is 1 at least"),
         ("synthesis", "part.field=value"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -244,12 +245,13 @@ def test_schedules() -> None:
     assert abs(live.param_groups[0]["lr"] - 0.1) < 1e-9
 
 
-def test_cached_images_are_not_dreamed_again(model: Model, tmp_path: Path) -> None:
-    first = small("distill").dream(model, Run(0, images_cache=tmp_path))
-    run = Run(0, images_cache=tmp_path)
+def test_cached_images_are_not_dreamed_again(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, run = Run(0, images_cache=tmp_path), Run(0, images_cache=tmp_path)
+    first = small("distill").dream(model, before)
+    monkeypatch.setattr(OptimizePixels, "__call__", lambda *all: pytest.fail("they were dreamed again"))
     again = small("distill").dream(model, run)
     assert torch.equal(first.pixels, again.pixels)
-    assert not run.curves and run.seconds["synthesis"] > 0, "nothing was dreamed; the time is that of the first dreaming"
+    assert run.curves == before.curves != {} and run.seconds["synthesis"] > 0, "the curves and the time are those of the first dreaming"
 
 
 def test_a_step_is_shortened_to_a_share_of_what_it_moves() -> None:

@@ -51,14 +51,15 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Real images and their classes, read when they are needed. `unreadable` names the files that are no image;
-    `folders` is the number of class folders, empty ones too, where those in sorted order are the classes."""
+    """Real images and their classes, read when they are needed. `unreadable` names the files that are no image; `checksum` is
+    of all contents; `folders` is the number of class folders, empty ones too, where those in sorted order are the classes."""
 
     source: str
     labels: tuple[int, ...]
     read: Callable[[int], Image.Image] = field(repr=False)
     names: tuple[str, ...] = field(repr=False)
     unreadable: tuple[str, ...] = ()
+    checksum: int = 0
     folders: int | None = None
 
     def __len__(self) -> int:
@@ -66,8 +67,8 @@ class LabelledImages:
 
     @property
     def digest(self) -> str:
-        """A hash of names and labels, which tells other data of the same path without reading an image again."""
-        return hashlib.sha256(repr((self.names, self.labels)).encode()).hexdigest()[:16]
+        """A hash of names, labels and contents, which tells other data of the same path."""
+        return hashlib.sha256(repr((self.names, self.labels, self.checksum)).encode()).hexdigest()[:16]
 
     @classmethod
     def open(cls, path: str | Path) -> LabelledImages:
@@ -189,11 +190,13 @@ def _of_files(source: str, names: list[str], folders: list[str], data: Callable[
     else:
         odd = next(names[number] for number, parent in zip(inside, parents, strict=True) if not parent.name)
         raise ValueError(f"{source}: {odd} is in no class sub-folder and not named INDEX.jpg, so its class is not known")
-    good, unreadable = [], []
+    good, unreadable, checksum = [], [], 0
     for place, number in enumerate(inside):
         try:
-            _decoded(data(number)).close()
+            content = data(number)
+            _decoded(content).close()
             good.append(place)
+            checksum = zlib.crc32(content, checksum)
         except (*DAMAGED, ValueError):
             unreadable.append(names[number])
     if not good:
@@ -205,6 +208,7 @@ def _of_files(source: str, names: list[str], folders: list[str], data: Callable[
         lambda i: _decoded(data(kept[i])),
         tuple(names[number] for number in kept),
         tuple(unreadable),
+        checksum,
         None if order is None else len(order),
     )
 
@@ -222,7 +226,9 @@ def _of_arrays(path: Path) -> LabelledImages:
         raise ValueError(f"{path}: y holds {y.dtype} from {y.min()}; wanted class numbers from 0")
     squeezed = x[..., 0] if x.shape[3] == 1 else x
     names = tuple(f"{path.name}[{number}]" for number in range(len(x)))
-    return LabelledImages(str(path), tuple(int(v) for v in y), lambda number: Image.fromarray(squeezed[number]), names)
+    return LabelledImages(
+        str(path), tuple(int(v) for v in y), lambda number: Image.fromarray(squeezed[number]), names, (), zlib.crc32(x.tobytes())
+    )
 
 
 def _fitted(image: Image.Image, shape: tuple[int, int, int]) -> Tensor:

@@ -54,7 +54,7 @@ CALLS: dict[Any, str] = {
     **dict.fromkeys((F.channel_shuffle, torch.channel_shuffle, F.pixel_shuffle, torch.pixel_shuffle), "move"),
 }
 LAYERS = ("conv", "linear")
-NORMALISES = (operator.sub, torch.sub, "sub", operator.truediv, torch.div, "div")
+NORMALISES = (operator.sub, torch.sub, "sub", operator.truediv, torch.div, "div", operator.neg, torch.neg, "neg")
 RESHAPES = ("view", "reshape", torch.reshape)
 
 
@@ -68,10 +68,11 @@ def kind(graph: fx.GraphModule, node: fx.Node) -> str:
 
 
 def of_image(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node is the image, or the image moved and normalised: with constants alone, or by a BatchNorm."""
-    sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
-    normalises = kind(graph, node) in ("bn", "move", "add", "mul") or node.target in NORMALISES
-    return node.op == "placeholder" or (normalises and len(sources) == 1 and of_image(graph, sources[0]))
+    """Whether a node is the image, or the image moved and normalised: with constants alone, channel by channel, or by a BatchNorm."""
+    sources, mine = [source for source in node.all_input_nodes if source.op != "get_attr"], kind(graph, node)
+    normalises = len(sources) == 1 and (mine in ("bn", "move", "add", "mul") or node.target in NORMALISES)
+    alike = bool(sources) and (normalises or mine == "cat")
+    return node.op == "placeholder" or (alike and all(of_image(graph, source) for source in sources))
 
 
 def clip_of(graph: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:

@@ -157,6 +157,7 @@ def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str
     images = recipe.dream(model, run)
     quantized = recipe.quantize(model, images, run)
     quantized.save(folder / "model.safetensors")
+    source = type(recipe.synthesis if run.kept.images is None else run.kept).__name__
     images = (run.kept.images or images).to(run.device)
     run.kept.save_generator(folder, {"model": model.name, "seed": run.seed, "dream": repr(dreams(recipe)[-1:])})
     if len(images):
@@ -171,7 +172,7 @@ def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str
         "curves": run.curves,
         "fronts": run.fronts,
         "placement": quantized.placement,
-        "images": {"count": len(images), "digest": images.digest if len(images) else None, "source": type(recipe.synthesis).__name__},
+        "images": {"count": len(images), "digest": images.digest if len(images) else None, "source": source},
         "inspection": asdict(inspect(model, images)) if len(images) else None,
         "likeness": likeness(model, images) if len(images) else None,
         "spectrum": spectrum(images.pixels).tolist() if len(images) else None,

@@ -36,15 +36,22 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[None]:
-    """Inside, files of the folder of `path` can be imported; last of all, so that one called like a library hides nothing."""
-    folder = str(path.resolve().parent)
-    added = [] if folder in sys.path else [folder]
-    sys.path.extend(added)
+    """Inside, files of the folder of `path` can be imported; last of all, so that one called like a library hides nothing.
+
+    After it they are as if they never had been: another folder may hold others of the same names.
+    """
+    folder, before = str(path.resolve().parent), set(sys.modules)
+    added = folder not in sys.path
+    if added:
+        sys.path.append(folder)
     try:
         yield
     finally:
-        for name in added:
-            sys.path.remove(name)
+        if added and folder in sys.path:
+            sys.path.remove(folder)
+            for name in set(sys.modules) - before - {str(path.resolve())}:
+                if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(folder):
+                    del sys.modules[name]
 
 
 @contextmanager

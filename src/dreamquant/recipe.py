@@ -77,7 +77,9 @@ class Recipe:
             )
         cached = run.images_cache / digest(self.synthesis, model, run.seed) if run.images_cache else None
         if cached and (cached / "images.safetensors").exists():
-            run.seconds["synthesis"] += float(Images.note(cached)["seconds"])  # what these images cost when they were dreamed
+            note = Images.note(cached)
+            run.seconds["synthesis"] += float(note["seconds"])  # what these images cost when they were dreamed
+            run.go_on({key: note[key] for key in ("notes", "curves") if key in note})
             run.kept.load_generator(cached)
             return Images.load(cached).to(run.device)
         buffer = ImageBuffer()
@@ -87,9 +89,8 @@ class Recipe:
         images = buffer.all().to(run.device)
         if cached and len(images):
             run.kept.save_generator(cached)
-            images.save(
-                cached, {"model": model.name, "synthesis": repr(self.synthesis), "seed": run.seed, "seconds": run.seconds["synthesis"]}
-            )
+            made = {"model": model.name, "synthesis": repr(self.synthesis), "seed": run.seed}
+            images.save(cached, {**run.told(), **made, "seconds": run.seconds["synthesis"]})
         return images
 
     def quantize(self, model: Model, images: Images, run: Run) -> QuantizedModel:
@@ -209,7 +210,7 @@ def _changed(part: Any, path: list[str], text: str) -> Any:
 
 SIMPLE: dict[str, type] = {"int": int, "float": float, "str": str, "tuple[float, float]": tuple}  # what --set may put where nothing is
 
-SIZES = ("count", "batch")  # integers of --set that cannot be 0; 0 iterations leave out what they would do
+NONE = ("iterations", "patience", "pixels", "guessed", "others", "bound", "gentle")  # integers that may be 0: as many are made
 
 
 def _value(name: str, old: Any, told: str, text: str) -> Any:
@@ -227,7 +228,7 @@ def _value(name: str, old: Any, told: str, text: str) -> Any:
         new = float(new)
     if type(new) is not kind:
         raise ValueError(f"{name} wants {kind.__name__}{'' if old is None else f' like {old!r}'}, got {text!r}")
-    least = 1 if name in SIZES else 0
+    least = 0 if name in NONE else 1
     if isinstance(new, int) and new < least:
         raise ValueError(f"{name} is {least} at least, not {new}")
     return new

@@ -16,9 +16,12 @@ from torch import Tensor, fx
 
 from dreamquant import graph as graphs
 
-IN_PLACE: dict[Any, Any] = {operator.iadd: operator.add, operator.imul: operator.mul}
-METHODS_IN_PLACE = {"add_": operator.add, "mul_": operator.mul, "relu_": F.relu, "clamp_": torch.clamp}
-FUNCTIONS_IN_PLACE = {torch.relu_: F.relu, F.relu_: F.relu, torch.sigmoid_: torch.sigmoid}
+IN_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
 
 
 class Attention(nn.Module):
@@ -50,12 +53,31 @@ def unfold_attention(net: nn.Module) -> None:
                 setattr(module, name, Attention(child))
 
 
+class Proxy(fx.Proxy):
+    """torch.fx's, which takes `x += y` for `x = x + y`: to other names of the same tensor that is not the same."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
 class Tracer(fx.Tracer):
     """torch.fx, but modules in `whole` are not looked into."""
 
     def __init__(self, whole: set[str]) -> None:
         super().__init__()
         self.whole = whole
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self.whole or super().is_leaf_module(m, module_qualified_name)
@@ -111,11 +133,10 @@ def _functional(net: fx.GraphModule, in_place: set[str]) -> None:
     """Nothing changes a tensor: who reads later what was changed in place reads the result. `in_place`: modules that did it."""
     for node in net.graph.nodes:
         changes = node.op == "call_module" and node.target in in_place
-        if node.op == "call_function":
-            new = IN_PLACE.get(node.target, FUNCTIONS_IN_PLACE.get(node.target, node.target))
-            changes, node.target = new is not node.target and not _of_sizes(node), new
-        elif node.op == "call_method" and node.target in METHODS_IN_PLACE:
-            changes, node.op, node.target = True, "call_function", METHODS_IN_PLACE[node.target]
+        if node.op == "call_function" and node.target in IN_PLACE:
+            changes, node.target = not _of_sizes(node), IN_PLACE[node.target]
+        elif node.op.startswith("call") and (twin := _twin(node.target)) is not None:
+            changes, node.op, node.target = True, "call_function", twin
         if "inplace" in node.kwargs:
             changes = changes or bool(node.kwargs["inplace"])
             node.kwargs = {**node.kwargs, "inplace": False}
@@ -123,12 +144,20 @@ def _functional(net: fx.GraphModule, in_place: set[str]) -> None:
             _read_later(node)
 
 
+def _twin(target: Any) -> Any:
+    """What computes the same as a function or method called `name_`, and changes nothing; None where there is none."""
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if not name.endswith("_") or name.startswith("_"):
+        return None
+    return getattr(F, name[:-1], None) or getattr(torch, name[:-1], None)
+
+
 def _of_sizes(node: fx.Node) -> bool:
     """Whether a node computes with the sizes of tensors, which are plain numbers and never change in place."""
-    source = node.args[0] if node.args else None
-    while isinstance(source, fx.Node) and source.op == "call_function" and source.target in (operator.getitem, operator.add, operator.mul):
-        source = source.args[0]
-    return not isinstance(source, fx.Node) or source.target in ("size", "dim") or source.target is getattr
+    source: fx.Node = node
+    while source.op == "call_function" and source.target is not getattr and source.all_input_nodes:
+        source = source.all_input_nodes[0]
+    return source.target in ("size", "dim") or source.target is getattr
 
 
 def _read_later(node: fx.Node) -> None:

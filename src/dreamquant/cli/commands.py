@@ -173,7 +173,7 @@ def export(
     to: Annotated[Literal["onnx"], typer.Option(help="format")] = "onnx",
     check: Annotated[bool, typer.Option("--check", help="run the file in ONNX Runtime on the dreamed images and compare")] = False,
 ) -> None:
-    """Write DIR/model.onnx for stock ONNX Runtime; what was found goes into the report."""
+    """Write DIR/model.onnx for stock ONNX Runtime; what was found goes into the report, if there is one."""
     from dreamquant.cli import show
     from dreamquant.export import export as write
     from dreamquant.folder import write_json
@@ -185,9 +185,10 @@ def export(
     dreamed = folder / "images" / "images.safetensors"
     pixels = Images.load(dreamed).pixels[:CHECKED] if dreamed.exists() else None
     written = write(quantized, folder / "model.onnx", check=check, images=pixels)
-    write_json(folder / EXPORT, {**written.as_dict(), "path": "model.onnx"})
-    write_report(folder)
     show.exported(written)
+    if (folder / "result.json").exists():  # a folder may hold a model alone
+        write_json(folder / EXPORT, {**written.as_dict(), "path": "model.onnx"})
+        write_report(folder)
 
 
 @app.command()

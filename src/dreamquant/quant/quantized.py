@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +19,7 @@ from dreamquant.quant.program import MOVES, Op, run
 from dreamquant.quant.vocabulary import FUNCTIONS
 
 FORMAT = 1
+LARGEST = 4_000_000  # values of an image that a file is tried on
 KINDS = ("image", "constant", "conv", "linear", "bn", "grid", "call")
 NEEDED = {"conv": ("codes", "zero", "scale"), "linear": ("codes", "zero", "scale"), "bn": ("mean", "var"), "constant": ("value",)}
 NUMBERS = {
@@ -137,6 +139,13 @@ class QuantizedModel:
 
         return deployed(self)
 
+    def check(self) -> None:
+        """Run one image of zeros, unless it is very large. ValueError, or what torch raises, where that fails or gives no numbers."""
+        if min(self.shape) < 1:
+            raise ValueError(f"images of {self.shape}")
+        if math.prod(self.shape) <= LARGEST and self(torch.zeros(1, *self.shape, device=self.device)).isnan().any():
+            raise ValueError("logits of an image of zeros are no numbers")
+
     def layers(self) -> list[Layer]:
         """Records of the quantized layers, in execution order."""
         seen = self.trace(torch.zeros(1, *self.shape, device=self.device))
@@ -189,7 +198,7 @@ class QuantizedModel:
             raise ValueError(f"{path} is a safetensors file, but no model that dreamquant saved")
         try:
             model = _read(json.loads(words["dreamquant"]), tensors)
-            model(torch.zeros(1, *model.shape))  # what does not run is told now
+            model.check()
             return model.to(device)
         except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is damaged or was written by another version: {error}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -45,7 +44,7 @@ def _checked(make: Callable[..., Recipe]) -> Callable[..., Recipe]:
 
     @functools.wraps(make)
     def checked(*args: Any, **settings: Any) -> Recipe:
-        effort = inspect.signature(make).bind(*args, **settings).arguments.get("effort", "fast")
+        effort = settings["effort"] if "effort" in settings else args[1] if len(args) > 1 else "fast"
         if effort not in ("fast", "paper"):
             raise ValueError(f"{make.__name__}: effort {effort!r}; choose 'fast' or 'paper'")
         return make(*args, **settings)
@@ -54,4 +53,6 @@ def _checked(make: Callable[..., Recipe]) -> Callable[..., Recipe]:
 
 
 for _name in names():  # importing a module binds its name here; the function of that name takes its place
-    globals()[_name] = _checked(getattr(importlib.import_module(f"{__name__}.{_name}"), _name))
+    _module = importlib.import_module(f"{__name__}.{_name}")
+    setattr(_module, _name, _checked(getattr(_module, _name)))
+    globals()[_name] = getattr(_module, _name)
