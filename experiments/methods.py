@@ -207,7 +207,7 @@ def generators_tiny() -> list[Job]:
 def paper() -> list[Job]:
     """The published lengths on 8x8 digits, beside ours (a core, 15 to 40 minutes each), and `dream` on the ResNet-20s (eight)."""
     ours = [job("dream", bits, 0) for job in (third_party_job, matched_job) for bits in BITS]
-    names = ("zeroq", "distill", "intraq", "synq", "dream")
+    names = ("zeroq", "distill", "intraq", "synq", "adadfq", "dream")
     small = [matched_job(name, "w3a3", 0, model="resnet-digits", data=digits()) for name in names]
     return [*(replace(job, effort="paper") for job in (*ours, *small)), *small]
 

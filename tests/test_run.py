@@ -210,6 +210,10 @@ def test_settings_change_one_field_and_say_what_exists() -> None:
     assert changed(recipe, "synthesis.loss.ClassTarget.focus=2").synthesis.loss.terms[1][1].focus == 2.0
     assert changed(recipe, "scheme.residual=8").scheme.residual == 8
     assert changed(recipe, "synthesis.iterations=0").synthesis.iterations == 0
+    assert (
+        changed(recipes.find("qimera")(), "steps.CoTrain.dream.generator.of_classifier=False").steps[-1].dream.generator.of_classifier
+        is False
+    )
     for bad, message in (
         ("synthesis.itterations=3", "it has loss, count"),
         ("synthesis.iterations=many", "wants int"),

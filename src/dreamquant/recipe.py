@@ -229,7 +229,7 @@ def _value(name: str, old: Any, told: str, text: str) -> Any:
     if type(new) is not kind:
         raise ValueError(f"{name} wants {kind.__name__}{'' if old is None else f' like {old!r}'}, got {text!r}")
     least = 0 if name in NONE else 1
-    if isinstance(new, int) and new < least:
+    if type(new) is int and new < least:  # False is one, too
         raise ValueError(f"{name} is {least} at least, not {new}")
     return new
 
