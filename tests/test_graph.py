@@ -113,6 +113,22 @@ def test_an_image_is_not_changed_in_place() -> None:
     assert torch.allclose(model(x), net(x.clone()), atol=1e-6) and torch.equal(x, kept)
 
 
+def test_modules_may_be_called_like_functions() -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm_, self.size, self.relu_ = nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.size(self.norm_(x))
+            z = y
+            y += 1
+            return self.relu_((y * z).mean((2, 3)))
+
+    net, x = Called().eval(), torch.randn(3, 3, 16, 16)
+    assert torch.allclose(Model.from_module(net, *FACTS)(x), net(x), atol=1e-6)
+
+
 def test_numbers_do_not_change_in_place() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:

@@ -135,7 +135,7 @@ def _functional(net: fx.GraphModule, in_place: set[str]) -> None:
         changes = node.op == "call_module" and node.target in in_place
         if node.op == "call_function" and node.target in IN_PLACE:
             changes, node.target = not _of_sizes(node), IN_PLACE[node.target]
-        elif node.op.startswith("call") and (twin := _twin(node.target)) is not None:
+        elif node.op in ("call_function", "call_method") and (twin := _twin(node.target)) is not None:
             changes, node.op, node.target = True, "call_function", twin
         if "inplace" in node.kwargs:
             changes = changes or bool(node.kwargs["inplace"])
@@ -157,7 +157,7 @@ def _of_sizes(node: fx.Node) -> bool:
     source: fx.Node = node
     while source.op == "call_function" and source.target is not getattr and source.all_input_nodes:
         source = source.all_input_nodes[0]
-    return source.target in ("size", "dim") or source.target is getattr
+    return source.target is getattr or (source.op == "call_method" and source.target in ("size", "dim"))
 
 
 def _read_later(node: fx.Node) -> None:
