@@ -316,12 +316,17 @@ def test_data_of_other_classes_is_refused_before_the_work(tmp_path: Path, capsys
     assert not out.exists()
 
 
+def small_net(folder: Path, layers: str) -> Path:
+    """A file whose function `make` returns these layers, one after the other."""
+    file = folder / "net.py"
+    file.write_text(f"import torch.nn as nn\n\ndef make():\n    return nn.Sequential({layers})\n")
+    return file
+
+
 def test_a_network_that_takes_no_images_is_not_evaluated(tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, out = tmp_path / "net.py", tmp_path / "out"
-    file.write_text(
-        "import torch.nn as nn\n"
-        "def make():\n"
-        "    return nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))\n"
+    file, out = (
+        small_net(tmp_path, "nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)"),
+        tmp_path / "out",
     )
     facts = ["--shape", "4,8,8", "--mean", "0.5,0.5,0.5,0.5", "--std", "0.2,0.2,0.2,0.2"]
     argv = ["quantize", f"{file}:make", *facts, "--recipe", "rtn", "--out", str(out)]
@@ -338,11 +343,9 @@ def test_the_command_alone_helps_and_tells_its_version(capsys: pytest.CaptureFix
 
 
 def test_what_could_not_be_saved_is_told_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, out = tmp_path / "net.py", tmp_path / "out"
-    file.write_text(
-        "import torch.nn as nn\n"
-        "def make():\n"
-        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.SELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))\n"
+    file, out = (
+        small_net(tmp_path, "nn.Conv2d(1, 4, 3), nn.SELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)"),
+        tmp_path / "out",
     )
     facts = ["--shape", "1,8,8", "--mean", "0.5", "--std", "0.25"]
     assert "no form for _1 (SELU)" in failing(["quantize", f"{file}:make", *facts, "--recipe", "rtn", "--out", str(out)], capsys)
