@@ -15,8 +15,9 @@ import torch
 from dreamquant.job import Job
 from dreamquant.loading import load_file
 from dreamquant.recipe import Recipe
-from dreamquant.recipes import find
-from dreamquant.steps.cotrain import CoTrain, Meeting, Stage, Together
+from dreamquant.recipes import _fast, find
+from dreamquant.steps.cotrain import CoTrain, DreamOnly, Learning, Meeting, Stage, Together
+from dreamquant.synthesis.trained import TrainGenerator
 
 METHODS = load_file(Path(__file__).with_name("methods.py"))
 
@@ -60,6 +61,26 @@ def third(bits: str = "w3a3", effort: str = "fast", ends: int | None = None) -> 
     return _drawn(3, bits, effort, ends)
 
 
+def finished(bits: str = "w3a3", effort: str = "fast", ends: int | None = None) -> Recipe:
+    """A student of 512 images of a generator that has learned alone for as long, as other fast students learn."""
+    recipe = find("gdfq")(bits, effort, ends)
+    step = recipe.steps[-1]
+    assert isinstance(step, CoTrain)
+    images = TrainGenerator(step.dream, step.iterations, step.count)
+    return replace(recipe, name="gdfq finished", synthesis=images, steps=_fast.taught(step.learn.loss))
+
+
+def fresh(bits: str = "w3a3", effort: str = "fast", ends: int | None = None) -> Recipe:
+    """A student of fresh images of such a generator, which stands still."""
+    *ranges, step = find("gdfq")(bits, effort, ends).steps
+    assert isinstance(step, CoTrain)
+    dreaming, calibrate, together = step.stages
+    assert isinstance(dreaming, DreamOnly) and isinstance(together, Together)
+    stages = (DreamOnly(step.iterations), calibrate, Learning(together.iterations))
+    return replace(find("gdfq")(bits, effort, ends), name="gdfq fresh", steps=(*ranges, replace(step, stages=stages)))
+
+
 def grid() -> list[Job]:
-    """Three students of the generator of `gdfq` with seed 0, whose own is the fourth."""
-    return [METHODS.third_party_job(f"{Path(__file__).resolve()}:{name}", "w3a3", 0) for name in ("first", "second", "third")]
+    """Three students of the generator of `gdfq` with seed 0, whose own is the fourth; two of a generator that has finished."""
+    names = ("first", "second", "third", "finished", "fresh")
+    return [METHODS.third_party_job(f"{Path(__file__).resolve()}:{name}", "w3a3", 0) for name in names]
