@@ -157,7 +157,7 @@ def _quantize(model: Model, recipe: Recipe, run: Run, folder: Path, command: str
     images = recipe.dream(model, run)
     quantized = recipe.quantize(model, images, run)
     quantized.save(folder / "model.safetensors")
-    source = type(recipe.synthesis if run.kept.images is None else run.kept).__name__
+    source = type(recipe.synthesis).__name__ if run.kept.images is None else "CoTrain"  # which shows the student images of its own
     images = (run.kept.images or images).to(run.device)
     run.kept.save_generator(folder, {"model": model.name, "seed": run.seed, "dream": repr(dreams(recipe)[-1:])})
     if len(images):

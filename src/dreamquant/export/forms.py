@@ -110,10 +110,14 @@ def _window(w: Writer, op: Op, a: dict[str, Any]) -> tuple[dict[str, Any], list[
     return {"kernel_shape": kernel, "strides": strides}, padding, beyond
 
 
+def _pads(padding: list[int], beyond: list[int]) -> list[int]:
+    """Both starts, then both ends."""
+    return [*padding, *(p + more for p, more in zip(padding, beyond, strict=True))]
+
+
 def _max_pool(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:
     window, padding, beyond = _window(w, op, a)
-    pads = [*padding, *(p + more for p, more in zip(padding, beyond, strict=True))]
-    return w.node("MaxPool", [a["x"]], op.name, dilations=ints(a["dilation"]), pads=pads, **window)
+    return w.node("MaxPool", [a["x"]], op.name, dilations=ints(a["dilation"]), pads=_pads(padding, beyond), **window)
 
 
 def _avg_pool(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:
@@ -125,8 +129,7 @@ def _avg_pool(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:
     if any(beyond) and counted and any(padding):
         x = w.node("Pad", [x, w.integers(0, 0, *padding, 0, 0, *padding), w.number(0.0)], f"{op.name}.padded", mode="constant")
         padding = [0, 0]
-    pads = [*padding, *(p + more for p, more in zip(padding, beyond, strict=True))]
-    return w.node("AveragePool", [x], op.name, pads=pads, count_include_pad=int(counted and not any(beyond)), **window)
+    return w.node("AveragePool", [x], op.name, pads=_pads(padding, beyond), count_include_pad=int(counted and not any(beyond)), **window)
 
 
 def _adaptive(w: Writer, op: Op, a: dict[str, Any]) -> ir.Value:

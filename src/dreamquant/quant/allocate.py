@@ -78,9 +78,9 @@ class MixedBits:
 
 def _average(student: Student, bits: Mapping[str, int]) -> float:
     """Bits of a weight over all layers: those chosen, by name, and elsewhere those that the student has."""
-    sizes = {name: layer.weight.numel() for name, layer in student.layers().items()}
-    spent = (size * bits.get(name, student.layers()[name].quantizer.format.bits) for name, size in sizes.items())
-    return sum(spent) / sum(sizes.values())
+    layers = student.layers().items()
+    spent = sum(layer.weight.numel() * bits.get(name, layer.quantizer.format.bits) for name, layer in layers)
+    return spent / sum(layer.weight.numel() for _, layer in layers)
 
 
 def mixed_of(bits: str, ends: int | None = None) -> MixedBits:
