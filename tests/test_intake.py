@@ -123,6 +123,24 @@ def test_a_file_may_import_files_beside_it(file: Path) -> None:
     assert str(file.parent) not in sys.path
 
 
+def test_libraries_below_the_folder_of_a_file_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a virtual environment beside it: to load them twice fails, or makes other classes of the same names."""
+    library, package = tmp_path / "venv" / "site", tmp_path / "package_of_ours"
+    library.mkdir(parents=True)
+    package.mkdir()
+    (library / "library_of_ours.py").write_text("width = 4\n")
+    (package / "__init__.py").write_text("from package_of_ours.part import height\n")
+    (package / "part.py").write_text("height = 5\n")
+    monkeypatch.syspath_prepend(library)
+    (tmp_path / "net.py").write_text(
+        "import torch.nn as nn\nfrom library_of_ours import width\nfrom package_of_ours import height\n\ndef make():\n"
+        "    return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, height))\n"
+    )
+    assert load_model(f"{tmp_path / 'net.py'}:make", **FACTS).classes == 5  # type: ignore[arg-type]
+    assert "library_of_ours" in sys.modules and not {"package_of_ours", "package_of_ours.part"} & set(sys.modules)
+    monkeypatch.delitem(sys.modules, "library_of_ours")
+
+
 def test_files_of_other_folders_may_have_the_same_names(tmp_path: Path) -> None:
     found = []
     for width in (4, 8):

@@ -38,7 +38,8 @@ def reason(error: BaseException) -> str:
 def _beside(path: Path) -> Iterator[None]:
     """Inside, files of the folder of `path` can be imported; last of all, so that one called like a library hides nothing.
 
-    After it they are as if they never had been: another folder may hold others of the same names.
+    After it they are as if they never had been: another folder may hold others of the same names. What libraries below that
+    folder, as in a virtual environment, brought stays.
     """
     folder, before = str(path.resolve().parent), set(sys.modules)
     added = folder not in sys.path
@@ -49,9 +50,17 @@ def _beside(path: Path) -> Iterator[None]:
     finally:
         if added and folder in sys.path:
             sys.path.remove(folder)
-            for name in set(sys.modules) - before - {str(path.resolve())}:
-                if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(folder):
+            new = set(sys.modules) - before - {str(path.resolve())}
+            found = {name for name in new if "." not in name and _lies_in(sys.modules[name], Path(folder))}
+            for name in new:
+                if name.partition(".")[0] in found:
                     del sys.modules[name]
+
+
+def _lies_in(module: Any, folder: Path) -> bool:
+    """Whether a module is a file of this folder, or a package that lies in it."""
+    file = Path(getattr(module, "__file__", None) or "/")
+    return folder == (file.parent.parent if file.name == "__init__.py" else file.parent)
 
 
 @contextmanager
