@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from dreamquant import Images, Model
 from dreamquant.losses.algebra import Loss, Objective, Sum
@@ -215,6 +217,25 @@ def test_channel_attention_by_hand(model: Model, images: Images) -> None:
     assert len(seen.at["blocks"]) > 1
 
 
+def test_channels_of_tokens_are_the_channels_of_maps(model: Model, images: Images) -> None:
+    seen = both(model, images, FeatureMatch().wants())
+
+    def tokens(maps: Mapping[str, tuple[Tensor, ...]]) -> dict[str, tuple[Tensor, ...]]:
+        return {"blocks": tuple(x.flatten(2).transpose(1, 2) for x in maps["blocks"])}
+
+    other = replace(seen, at=tokens(seen.at), student=replace(seen.student, at=tokens(seen.student.at)))
+    assert FeatureMatch()(other).item() == pytest.approx(FeatureMatch()(seen).item(), rel=1e-5)
+
+
+def test_an_image_with_one_place_has_no_deviation_to_match() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    model = Model.from_module(net, (3, 2, 2), (0.5,) * 3, (0.25,) * 3)
+    pixels = torch.randn(5, 3, 2, 2)
+    x = net[1](pixels.flatten(1))
+    got = BatchNormPerImage(with_input=False)(Watch(model, frozenset({"bn"}))(Images(pixels, torch.zeros(5).long())))
+    assert got.item() == pytest.approx(x.square().sum(1).mean().item(), rel=1e-4), "means of 0, and nothing of deviations"
+
+
 def test_focus_zero_is_cross_entropy_and_certainty_is_finite(model: Model, images: Images) -> None:
     seen = Watch(model, frozenset())(images)
     assert ClassTarget(0.0)(seen).item() == pytest.approx(F.cross_entropy(seen.logits, images.labels).item())
@@ -251,3 +272,6 @@ def test_an_objective_names_its_terms(model: Model, images: Images) -> None:
     total = objective(Watch(model, objective.needs)(images))
     assert set(objective.values) == {"BatchNormDeviation", "ClassTarget"}
     assert sum(v.item() for v in objective.values.values()) == pytest.approx(total.item(), rel=1e-5)
+    twice = Objective(ClassTarget() + BatchNormDeviation() + 0.5 * ClassTarget(2.0), model)
+    twice(Watch(model, twice.needs)(images))
+    assert list(twice.values) == ["ClassTarget", "BatchNormDeviation", "ClassTarget2"]

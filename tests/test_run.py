@@ -130,6 +130,11 @@ def test_any_number_of_images_is_dreamed_with_balanced_labels(count: int, model:
     assert torch.allclose(model.normalise(shown), images.pixels, atol=1e-5), "pixels stay within [0, 1]"
 
 
+def test_batches_are_of_equal_size(model: Model) -> None:
+    images = Images(torch.zeros(17, 3, 16, 16), torch.arange(17) % 10)
+    assert [len(part) for part in OptimizePixels(BatchNormDeviation(), batch=4)._parts(images)] == [4, 4, 3, 3, 3]
+
+
 def test_dreaming_lowers_its_loss_and_stops_early(model: Model) -> None:
     run = Run()
     OptimizePixels(BatchNormDeviation(), count=8, batch=8, iterations=40)(model, run)

@@ -27,9 +27,9 @@ from dreamquant.trace import Trace, Watch, pair
 class Dream:
     """A generator, what its images should be, what it is asked for, and how it is optimised.
 
-    `transforms`: what is done to the images before anybody looks. `pixels`: mean and deviation in pixels of [0, 1] of
-    what the generator puts out with mean 0 and deviation 1; where it is None, these are its values in the network's
-    input space, as published.
+    `transforms`: what is done to the images before the losses look, while the generator learns; drawn images have none.
+    `pixels`: mean and deviation in pixels of [0, 1] of what the generator puts out with mean 0 and deviation 1; where it is
+    None, these are its values in the network's input space, as published.
     """
 
     loss: Loss[Any]  # Loss[Trace]; Loss[Pair], with "student" among its needs, where a student is there

@@ -71,7 +71,7 @@ class Cosine:
 class Sgd:
     """Stochastic gradient descent with (Nesterov) momentum.
 
-    `most`: a gradient is shortened where the rate would make its step longer than this share of the norm of what it moves.
+    `most`: a gradient is shortened where the rate times it, before momentum, is longer than this share of the norm of what it moves.
     """
 
     lr: float

@@ -80,7 +80,8 @@ class Objective(nn.Module, Generic[R]):
         self.needs = loss.wants()
         terms = loss.terms if isinstance(loss, Sum) else ((1.0, loss),)
         self.terms = [(weight, term.on(model)) for weight, term in terms]
-        self.names = [type(term).__name__ for _, term in terms]
+        kinds = [type(term).__name__ for _, term in terms]
+        self.names = [kind + (str(n) if (n := kinds[:i].count(kind) + 1) > 1 else "") for i, kind in enumerate(kinds)]
         self.memories = nn.ModuleList(term for _, term in self.terms if isinstance(term, nn.Module))
         self.values: Mapping[str, Tensor] = {}
 

@@ -69,13 +69,13 @@ def gaps_of_images(seen: Trace) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For every BatchNorm: sigma (C,), and each image's own mean and deviation less the record's, in units of sigma, (B, C).
 
     The deviation is the unbiased spatial one, the record's has BatchNorm's own eps under the root; ZeroQ's code adds 1e-6
-    to both variances.
+    to both variances. An image with one place only has no deviation, and no gap in it.
     """
     for name, m in seen.moments.items():
         mean, var = m.image()
         places = seen.watch.places_in(name)
         unbiased = var * (places / max(places - 1, 1))
-        yield m.sigma, mean, (unbiased + 1e-12).sqrt() - 1
+        yield m.sigma, mean, (unbiased + 1e-12).sqrt() - 1 if places > 1 else torch.zeros_like(var)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,10 @@ class BatchNormPerImage(Loss[Trace]):
 
 @dataclass(frozen=True)
 class BatchNormSum(Loss[Trace]):
-    """BNS-C (Genie): batch means and *deviations*, mean over channels, sum over layers; the image's own as a further layer."""
+    """BNS-C (Genie): batch means and *deviations*, mean over channels, sum over layers; the image's own as a further layer.
+
+    Deviations of batches are biased and the record's have BatchNorm's own eps (ours; the code's are unbiased, with 1e-6).
+    """
 
     needs: ClassVar[frozenset[str]] = BN
     with_input: bool = True

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamquant.losses.algebra import Loss
+from dreamquant.losses.image import pooled
 from dreamquant.losses.saliency import GradCam, Saliency, saliency
 from dreamquant.trace import Pair, Trace
 
@@ -64,7 +65,7 @@ class FeatureMatch(Loss[Pair]):
 
     def __call__(self, seen: Pair) -> Tensor:
         def attention(x: Tensor) -> Tensor:
-            return F.normalize(x.square().flatten(2).mean(2) if x.ndim > 2 else x.square(), dim=1)
+            return F.normalize(pooled(x.square()), dim=1)
 
         both = zip(seen.at["blocks"], seen.student.at["blocks"], strict=True)
         terms = [F.mse_loss(attention(student), attention(teacher)) for teacher, student in both]

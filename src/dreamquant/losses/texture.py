@@ -22,7 +22,7 @@ LAWS = ((1, 4, 6, 4, 1), (-1, -2, 0, 2, 1), (-1, 0, 2, 0, -1), (1, -4, 6, -4, 1)
 
 
 def first_deep(layers: int) -> int:
-    """The first of the deep layers, counted from 0: floor((L + 2) / 2) - 2, as in FDDA's code and SynQ's port of TexQ."""
+    """The first of the deep layers, counted from 0: floor((L + 2) / 2) - 2, as in SynQ's port of TexQ (FDDA: of L + 1)."""
     return max(0, (layers + 2) // 2 - 2)
 
 

@@ -4,10 +4,11 @@ which HAST's, SynQ's and others' descend.
 Ours: rates that fall at fixed shares of the loop, where the code waits for plateaus of a noisy loss; as many images of one
 class as of another, where the code draws classes; ranges from the dreamed images themselves with a correct running mean,
 where the code runs a throw-away generator through a faulty one (`as_published` has that); the last iterate, where the code
-keeps the best on test data. Two more, without which the published rates lose a student of 3 bits: no step longer than a
-thousandth of its weights' norm (ours of ResNet-20 keeps 57 % after 100 updates of `intraq`, and 20 % without that bound:
-experiments/methods.py:bounds), and no gradient through activations that are clipped (with it, weights before them grow
-without end; on 8x8 digits `distill` was lost after 7,000 updates).
+keeps the best on test data. Two more, without which the published rates lose a student of 3 bits: no gradient that alone
+would move the weights by more than a thousandth of their norm (momentum makes up to ten of it; ours of ResNet-20 keeps 57 %
+after 100 updates of `intraq`, and 20 % without that bound: experiments/methods.py:bounds), and no gradient through
+activations that are clipped (with it, weights before them grow without end; on 8x8 digits `distill` was lost after 7,000
+updates).
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
 Paper and code: images of a generator that is learned with its latents, batch by batch, from BatchNorm's means and
 deviations alone, while strided convolutions swing; then 20,000 updates of every residual block on batches of 32, with
-QDrop's halves, AdaRound's regulariser at weight 1, learned steps of weights (GENIE-M) and of activations.
-From the code: which optimizer has which rate (its argument names are swapped).
-Ours: the latents' rate falls at fixed shares of the loop, not on plateaus; zero points of activations may differ from 0
-(one grid serves inputs of any sign); ranges are found on the float network before the first block, not block by block;
-images are what the last update left. BatchNorm is kept, as in the code. Published numbers have ends of 8 bits.
-`fast`: images and ranges as in all our fast recipes, half as many images; 500 updates on batches of 16, a hundred and twenty
-times the rate of the roundings, and rates of steps in units of each step.
+QDrop's halves, AdaRound's regulariser at weight 1, learned steps of weights (GENIE-M) and of activations. From the code:
+which optimizer has which rate (its argument names are swapped). Ours: the latents' rate falls at fixed shares of the loop,
+not on plateaus; zero points of activations may differ from 0 (one grid serves inputs of any sign); ranges are found once
+before the first block, with weights rounded between their extremes, not block by block; the first block ends behind its
+activation, where the code's is the convolution alone; gradients of activation steps have LSQ's scale; images are what the
+last update left. BatchNorm is kept, as in the code. Published numbers have ends of 8 bits. `fast`: images as in all our
+fast recipes, half as many; 500 updates on batches of 16, a hundred and twenty times the rate of the roundings, and rates of
+steps in units of each step.
 """
 
 from __future__ import annotations

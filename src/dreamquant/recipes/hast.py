@@ -2,11 +2,12 @@
 
 Paper and code: images by BNS-B and a class loss weighted by difficulty^2; a student of the logits (KL, weight and
 temperature 20) and of the blocks' channel attention, on every batch and on the same batch made harder by one sign step.
-From its code: no cross-entropy with labels (it is computed and never used), alignment weight 1000 and step 0.01 for
-every data set (the options overwrite what the configuration says), gradients to the pixels through teacher and student.
-`paper` has the CIFAR settings (ImageNet: `0.1 * ClassTarget(0.5)`, crops of 0.4 while dreaming, SGD 1e-6 on batches of
-16). Ours: what recipes/_paper.py says, and features at the outputs of blocks instead of before the addition. `fast`:
-count, steps, space and pace as in recipes/_fast.py. synq.py is this file and SynQ's three ideas.
+From its code: no cross-entropy with labels (it is computed and never used), alignment weight 1000 and step 0.01 for every
+data set (the options overwrite what the configuration says), gradients to the pixels through teacher and student. `paper`
+has the CIFAR settings (ImageNet: `0.1 * ClassTarget(0.5)`, crops of 0.4 while dreaming, SGD 1e-6 on batches of 16, whose
+rate falls at epoch 100 alone). Ours: what recipes/_paper.py says, and features at the outputs of blocks instead of before
+the addition. `fast`: BatchNorm in units of the network's deviations, the class loss at 0.1, count, steps, space and pace as
+in recipes/_fast.py. synq.py is this file and SynQ's three ideas.
 """
 
 from __future__ import annotations

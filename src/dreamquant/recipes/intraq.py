@@ -1,11 +1,11 @@
 """intraq: images that differ within their class (Zhong et al., "IntraQ", CVPR 2022).
 
 Paper and code: every other step sees random crops of the images (local object reinforcement), an image's features stay
-between two distances from the mean of its class over all finished images, and its class gets a probability of its own;
-then KL and cross-entropy. `paper` has the CIFAR-10 settings of the code (margins 0.05 and 0.8, targets from 0.95;
-CIFAR-100: 0.02, 1.0 and 0.6; its ImageNet script switches margins and targets off; SGD 1e-6 on batches of 16 there).
-From the code: half the targets are one. Ours: what recipes/_paper.py says. `fast`: BatchNorm in units of the network's
-deviations, count, steps, space and pace as in recipes/_fast.py.
+between two distances from the mean of its class over all finished images, and its class gets a probability of its own; then
+KL and cross-entropy. `paper` has the CIFAR-10 settings of the code (margins 0.05 and 0.8, targets from 0.95; CIFAR-100:
+0.02, 1.0 and 0.6; its ImageNet script switches margins and targets off; SGD 1e-6 on batches of 16 there, whose rate falls
+at epoch 100 alone). From the code: half the targets are one. Ours: what recipes/_paper.py says. `fast`: BatchNorm in units
+of the network's deviations, count, steps, space and pace as in recipes/_fast.py.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ CIFAR climb the alignment too and are not aligned themselves; the class loss of 
 the own winner as Grad-CAM's class (`SaliencyMatch(GradCam(of_label=True))` is the paper's), its clamped weights. Ours: of
 the paper's three rates the first; the filter's cut-off as a share of the width (0.357 is 80 of 224; the CIFAR value is
 unpublished); what recipes/_paper.py says. The layered BNS term is left out: at its published weight it is 2e-4 of the rest.
-ImageNet: crops of 0.4 while dreaming, SGD 1e-6 on batches of 16, hard labels below a difficulty of 0.5, aligned twins.
+ImageNet: crops of 0.4 while dreaming, SGD 1e-6 at a constant rate on batches of 16, hard labels below a difficulty of 0.5, aligned twins.
 `fast`: count, steps, space and pace as in recipes/_fast.py, HAST's fast images; a cut-off at Nyquist's frequency, 16 of 32,
 which loses 3.8 points on our smallest network where 0.357 loses 3.4, less than equal runs differ by
 (experiments/ablations.py:cutoffs, three seeds); no twins, which Eq. 6 does not have and

@@ -1,9 +1,10 @@
 """zeroq: images whose own statistics match BatchNorm's, to calibrate ranges (Cai et al., CVPR 2020, arXiv 2001.00281).
 
 Paper and code: per-image statistics summed over channels and layers, no labels, 64 images, 500 steps of Adam 0.5, start
-near zero (deviation 0.0136, a slip of the code kept in `paper`), min-max ranges that include zero, no training.
-Ours: steps fall at fixed shares of the loop instead of on plateaus; `fast` dreams in pixels of [0, 1] for 150 steps and
-uses ranges that minimise the error, like all our fast recipes. Mixed precision is a recipe of its own.
+near zero (deviation 0.0136, a slip of the code kept in `paper`; the code draws whole numbers, we normal ones), min-max
+ranges that include zero, no training. Ours: steps fall at fixed shares of the loop instead of on plateaus; `fast` dreams in
+pixels of [0, 1] for 150 steps and uses ranges that minimise the error, like all our fast recipes. Mixed precision is a
+recipe of its own.
 """
 
 from __future__ import annotations

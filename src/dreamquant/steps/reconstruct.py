@@ -61,16 +61,16 @@ class Reconstruct:
 
     Images are seen in `views` by the `transforms`, all made before the first piece, because its inputs are kept.
     Learned are the rounding of weights, on the grid that they have when the piece is reached, the steps of these grids
-    where `weight_steps` is given, and the steps of activations. A share `drop` of the elements of the piece's input and
-    of its quantized activations comes from the float network, drawn anew for every update (QDrop).
+    where `weight_steps` is given, and the steps of activations. A share `drop` of the elements of the piece's input comes
+    from the float network, and as large a share of its activations passes unrounded, drawn anew for every update (QDrop).
 
     AdaRound: `pieces=Layers(), drop=0.0, anneal=Anneal(0.01), activation_steps=None`; BRECQ: the same with blocks, then
-    `Reconstruct(5000, drop=0.0, rounding=None, activation_steps=Adam(4e-4, schedule=Cosine()))`; QDrop:
-    `anneal=Anneal(0.01)`; GENIE-M: `weight_steps=Adam(1e-4, schedule=Cosine())`. In all of them activations are
-    quantized from the first piece on, where BRECQ and AdaRound round weights against float activations first: that is
-    `a32`. The rates are those of 20,000 iterations; raise them as these get fewer, because a rounding that cannot reach
-    its end is decided by the regulariser alone. One rate of steps serves 2 bits and 8 where it is `Relative`, in units
-    of each step (ours).
+    `Reconstruct(5000, drop=0.0, rounding=None, activation_steps=Adam(4e-4, schedule=Cosine()))` (its error to the power of
+    2.4 there); QDrop: `anneal=Anneal(0.01)`; GENIE-M: `weight_steps=Adam(1e-4, schedule=Cosine())`. In all of them
+    activations are quantized from the first piece on, where BRECQ and AdaRound round weights against float activations
+    first: that is `a32`. The rates are those of 20,000 iterations; raise them as these get fewer, because a rounding that
+    cannot reach its end is decided by the regulariser alone. One rate of steps serves 2 bits and 8 where it is `Relative`,
+    in units of each step (ours).
     """
 
     iterations: int = 20_000

@@ -41,7 +41,7 @@ class OptimizeLatents:
     def __call__(self, model: Model, run: Run) -> Images:
         torch.manual_seed(run.number("labels"))
         labels = balanced(self.count, model.classes).to(model.device)
-        chunks = labels.chunk(-(-self.count // self.batch))
+        chunks = labels.tensor_split(-(-self.count // self.batch))
         watched = self.rewrite(model.net)
         buffer = ImageBuffer()
         for number in run.loop("dreaming: batches", len(chunks), buffer=buffer):

@@ -173,7 +173,7 @@ class OptimizePixels:
 
     def _parts(self, images: Images) -> list[Images]:
         """Equal batches of about `batch`."""
-        return [images[index] for index in torch.arange(len(images)).chunk(-(-len(images) // self.batch))]
+        return [images[index] for index in torch.arange(len(images)).tensor_split(-(-len(images) // self.batch))]
 
     def _exemplars(self, model: Model, run: Run) -> list[Images]:
         """One image of each class, in batches; none where none are asked for."""

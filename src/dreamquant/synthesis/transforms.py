@@ -43,7 +43,7 @@ class Shift:
 
 @dataclass(frozen=True)
 class Crop:
-    """A random part of every image, `least` to all of its area, sides 3:4 to 4:3, enlarged to the old size (bilinear)."""
+    """A random part of every image, `least` to all of its area, sides 3:4 to 4:3 of its own, enlarged to the old size (bilinear)."""
 
     least: float = 0.5
 
@@ -62,7 +62,7 @@ class Crop:
 class LowPass:
     """Gaussian low-pass in the frequency domain (SynQ, Eq. 4): gain exp(-f^2 / 2 D0^2) at f cycles per image.
 
-    `cutoff` is D0 as a share of the width, because D0 in cycles means another blur at every resolution: SynQ's 80 at
+    `cutoff` is D0 as a share of each side, because D0 in cycles means another blur at every resolution: SynQ's 80 at
     224 pixels is 0.357; the same number of cycles would be a no-op at 32 pixels.
     """
 
