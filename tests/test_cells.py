@@ -108,7 +108,7 @@ def test_the_most_similar_teachers_genotype_is_taken() -> None:
         return Model.from_module(net.eval(), (3, 96, 96), (0.5,) * 3, (0.25,) * 3)
 
     assert published_for(SMALL) is RESNET20_CIFAR10 and published_for(network((3, 8, 8), 20)) is RESNET20_CIFAR100
-    assert published_for(large(8)) is RESNET18 and published_for(large(8, 8)) is MOBILENETV2
+    assert published_for(large(8)) is RESNET18 and published_for(large(8, 8)) is MOBILENETV2 and published_for(large(8, 2)) is RESNET18
     assert published_for(large(2048)) is RESNET50
 
 

@@ -121,6 +121,20 @@ def test_momentum_remembers_the_plain_gradient_and_others_move_as_by_sgd(tiny_ne
     assert moves[0] > 100 * moves[1] > 0 and plain.defaults["weight_decay"] == 0
 
 
+@pytest.mark.parametrize("foreach", [False, True], ids=["as on a CPU", "as on a GPU"])
+def test_without_flips_it_is_plain_descent(foreach: bool) -> None:
+    mine, plain = (nn.Parameter(torch.linspace(-1, 1, 60).view(12, 5)) for _ in range(2))
+    optimizer = Inundate(0.1, flips=0.0).on([{"params": [mine]}], {id(mine): fixed})
+    optimizer.param_groups[0]["foreach"] = foreach
+    other = torch.optim.SGD([plain], 0.1, 0.9, nesterov=True, foreach=False)
+    for seed in range(3):
+        mine.grad = torch.randn(12, 5, generator=torch.Generator().manual_seed(seed))
+        plain.grad = mine.grad.clone()
+        optimizer.step()
+        other.step()
+    assert torch.allclose(mine, plain, atol=1e-6)
+
+
 def test_the_share_falls_with_the_rate_and_is_gentle_at_first() -> None:
     def moved(done: float, updates: int, gentle: int = 2) -> float:
         torch.manual_seed(0)

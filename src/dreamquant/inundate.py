@@ -68,15 +68,16 @@ class Inundation(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update; groups are paced by `optimizers.pace`."""
-        weights = [p for group in self.param_groups for p in group["params"] if id(p) in self.codes and p.grad is not None]
-        before = {p: p.clone() for p in weights}
+        weights = [p for group in self.param_groups for p in group["params"] if id(p) in self.codes]
+        before = {p: (p.clone(), p.grad.clone()) for p in weights if p.grad is not None}  # a GPU's step changes gradients, too
         super().step(closure)
         for group in self.param_groups:
             updates = group["updates"] = group.get("updates", 0) + 1
             flips = self.part.flips * group["lr"] / group.get("initial_lr", self.part.lr)
             most = 128.0 if updates <= self.part.gentle else self.part.most
             for p in group["params"]:
-                if p in before and p.grad is not None:
-                    # not p - before: a step below the weight's precision is a step all the same
-                    step = group["lr"] * (p.grad + self.part.momentum * self.state[p]["momentum_buffer"])
-                    p.copy_(before[p] - factor(self.codes[id(p)], before[p], step, flips, most) * step)
+                if p in before:
+                    weight, gradient = before[p]
+                    # not p - weight: a step below the weight's precision is a step all the same
+                    step = group["lr"] * (gradient + self.part.momentum * self.state[p]["momentum_buffer"])
+                    p.copy_(weight - factor(self.codes[id(p)], weight, step, flips, most) * step)

@@ -61,7 +61,7 @@ def published_for(model: Model) -> Genotype:
     if max(model.shape[1:]) <= 64:
         return RESNET20_CIFAR10 if model.classes <= 10 else RESNET20_CIFAR100
     layers = [model.net.get_submodule(str(node.target)) for node in graph.of_kind(model.net, *graph.LAYERS)]
-    if any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in layers):
+    if any(isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1 for layer in layers):
         return MOBILENETV2
     weight = layers[-1].weight
     return RESNET50 if isinstance(weight, Tensor) and weight.shape[1] >= 2048 else RESNET18

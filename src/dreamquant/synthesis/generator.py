@@ -1,6 +1,7 @@
 """Generators: networks that make images. Their last layer makes every batch of mean 0 and deviation 1 per channel.
 
-All of them normalise by the statistics of the batch, always, so that an image depends a little on its companions.
+Where it is `affine`, it learns others. All normalise by the statistics of the batch, always, so that an image depends a
+little on its companions.
 """
 
 from __future__ import annotations
