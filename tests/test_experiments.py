@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,24 @@ def test_photographs_take_the_place_of_dreams(monkeypatch: pytest.MonkeyPatch, t
     assert {(job.ends, job.set) for job in jobs if job.images == "512"} == conventions
     assert {(job.ends, job.set) for job in jobs if job.images == "2048"} == {(ends, (*settings, more)) for ends, settings in conventions}
     assert len({file_name(job) for job in jobs}) == len(jobs) == 18
+
+
+def test_a_student_is_trained_with_data_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = load_file(FOLDER / "photographs.py")
+    monkeypatch.setattr(module.METHODS, "ROOT", tmp_path)
+    monkeypatch.setattr(module.METHODS, "CIFAR", tmp_path)
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for number in range(10):
+            Image.new("RGB", (32, 32), (20 * number,) * 3).save(tmp_path / "image.png")
+            archive.add(tmp_path / "image.png", f"train/{number}/{number}.png")
+    job = Job("zoo:tiny-raw-cifar10", "dream", "w3a3", 8, set=("scheme.residual=8",))
+    monkeypatch.setattr(module.METHODS, "third_party_job", lambda recipe, *_: replace(job, recipe=recipe))
+    found = Images.load(module.training_images(4))
+    assert len(found) == 4 and len({float(x.mean()) for x in found.pixels}) == 4, "each of them once"
+    (whole,) = module.whole()
+    recipe = recipe_of_job(whole)
+    assert len(Images.load(whole.images)) == 10 and recipe.scheme.residual == recipe.scheme.ends == 8
+    assert [type(step).__name__ for step in recipe.steps] == ["Calibrate", "SetWeightRanges", "FineTune"]
 
 
 def test_results_become_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
