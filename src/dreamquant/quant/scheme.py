@@ -50,9 +50,9 @@ class Scheme:
     (the image, normalised inside or not, and averages of quantized tensors stay in float; BatchNorm is not folded). `deploy`:
     every tensor an integer kernel reads or writes. `ends`: bits of the first and last layer's weights and of what the second and the
     last layer read. `spare`: the format of tensors that only an integer kernel quantizes. `layers`: exceptions for weights,
-    by the layer's name. `tensors`: exceptions for activations, by the name of the node that makes them. `residual`: bits of
-    a tensor that a sum reads; layers that read it too have it rounded once more, to their own bits. Without it, sums read
-    what layers read.
+    by the layer's name. `tensors`: exceptions for activations, by the name of the node that makes them. `residual`: the
+    least bits of a tensor that a sum reads, be it through a pool or a slice; layers that read it too have it rounded once
+    more, to their own bits. What only an integer kernel quantizes keeps `spare`. Without it, sums read what layers read.
     """
 
     weights: Int
