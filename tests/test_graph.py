@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from dreamquant import Images, Model, graph, load_model
+from dreamquant.quant.quantizer import Quantizer
 from dreamquant.quant.ranges import LpSearch
-from dreamquant.quant.scheme import Scheme, scheme_of, uniform
+from dreamquant.quant.scheme import Int, Scheme, scheme_of, uniform
 from dreamquant.quant.student import convert
 from dreamquant.run import Run
 from dreamquant.steps.calibrate import Calibrate, SetWeightRanges
@@ -307,6 +308,13 @@ def test_ends_give_the_first_and_last_layer_eight_bits(model: Model) -> None:
     layers = convert(model, scheme_of("w3a3", ends=8)).layers()
     bits = [layer.quantizer.format.bits for layer in layers.values()]
     assert bits[0] == bits[-1] == 8 and set(bits[1:-1]) == {3}
+
+
+def test_ends_change_the_bits_of_activations_and_nothing_else(model: Model) -> None:
+    scheme = Scheme(Int(3, "channel"), Int(3, symmetric=True), ends=8, placement="deploy")
+    net = convert(model, scheme).net
+    read = [net.get_submodule(str(node.all_input_nodes[0].target)) for node in graph.of_kind(net, "conv")]
+    assert [q.format for q in read if isinstance(q, Quantizer)] == [Int(8), Int(8, symmetric=True), *[Int(3, symmetric=True)] * 5]
 
 
 @pytest.mark.parametrize("ends", [None, 8])

@@ -87,7 +87,7 @@ def convert(model: Model, scheme: Scheme) -> Student:
         live = trained or scheme.placement == "deploy"
         form = (scheme.activations if trained or averaged else None) or scheme.spare
         if scheme.ends and any(order[r] in (1, len(layers) - 1) for r in reads):
-            form = type(form)(scheme.ends)
+            form = replace(form, bits=scheme.ends)
         if averaged and scheme.placement == "paper":
             form = scheme.spare  # the classifier reads an average of quantized values, not a low-bit tensor (MM family)
         form = scheme.tensor_format(node.name, form)
