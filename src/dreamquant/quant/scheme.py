@@ -71,6 +71,9 @@ class Scheme:
             raise ValueError(f"ends of {self.ends} bits: the first and the last layer take 2 to 8")
         if self.residual is not None and not 2 <= self.residual <= 8:
             raise ValueError(f"residual of {self.residual} bits: what sums read takes 2 to 8")
+        for form in (self.activations, self.spare, *dict(self.tensors).values()):
+            if form is not None and form.per != "tensor":
+                raise ValueError(f"activations as {form!r}: a tensor of activations has one grid; choose per='tensor'")
 
     def __repr__(self) -> str:
         """Evaluates back; `tensors` and `residual` are left out where empty, so that records from before they existed stay equal."""
