@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from dreamquant import Images, Model, graph, load_model
+from dreamquant.quant.quantizer import Quantizer
 from dreamquant.quant.ranges import LpSearch
-from dreamquant.quant.scheme import Scheme, scheme_of, uniform
+from dreamquant.quant.scheme import Int, Scheme, scheme_of, uniform
 from dreamquant.quant.student import convert
 from dreamquant.run import Run
 from dreamquant.steps.calibrate import Calibrate, SetWeightRanges
 from dreamquant.steps.correct import CorrectBias, channel_means
 from dreamquant.trace import Watch
+from test_quantized import Shortcuts
 
 FACTS = ((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
 
@@ -308,6 +310,13 @@ def test_ends_give_the_first_and_last_layer_eight_bits(model: Model) -> None:
     assert bits[0] == bits[-1] == 8 and set(bits[1:-1]) == {3}
 
 
+def test_ends_change_the_bits_of_activations_and_nothing_else(model: Model) -> None:
+    scheme = Scheme(Int(3, "channel"), Int(3, symmetric=True), ends=8, placement="deploy")
+    net = convert(model, scheme).net
+    read = [net.get_submodule(str(node.all_input_nodes[0].target)) for node in graph.of_kind(net, "conv")]
+    assert [q.format for q in read if isinstance(q, Quantizer)] == [Int(8), Int(8, symmetric=True), *[Int(3, symmetric=True)] * 5]
+
+
 @pytest.mark.parametrize("ends", [None, 8])
 def test_what_sums_read_keeps_its_own_bits(model: Model, ends: int | None) -> None:
     student = convert(model, replace(uniform("w3a3", ends), residual=8))
@@ -328,6 +337,25 @@ def test_what_sums_read_keeps_its_own_bits(model: Model, ends: int | None) -> No
     assert {len(names) for names in of_sums} == {1} and {quantizers[name].format.bits for (name,) in of_sums} == {8}
     assert student.quantized_nodes() == {name: name.removesuffix("_residual") for name in quantizers}
     assert all(quantizers[name].live for names in doubled for name in names)
+
+
+def test_sums_read_their_bits_through_pools_and_pieces_and_where_no_layer_reads() -> None:
+    model = Model.from_module(Shortcuts(), *FACTS)
+    net = (student := convert(model, replace(uniform("w3a3"), residual=8))).net
+
+    def read(node: fx.Node) -> tuple[int, bool]:
+        """The bits of the quantizer that a node reads, through what moves values, and whether it is live."""
+        while not str(node.target).startswith("q."):
+            node = node.all_input_nodes[0]
+        q = student.activation_quantizers()[str(node.target)[2:]]
+        return q.format.bits, q.live
+
+    assert [read(node.all_input_nodes[0]) for node in graph.of_kind(net, *graph.LAYERS)] == [(8, False), (3, True), (3, True), (8, False)]
+    sums = [[read(source) for source in node.all_input_nodes] for node in graph.of_kind(net, "add") if node.name != "add_2"]
+    assert sums == [[(8, True), (8, True)], [(8, True), (8, False)]], "a branch that ends in no activation is in float"
+    places = student.quantized_nodes()
+    assert set(model.points["passed"]) <= places.keys() and all(node in places for node in ("pool", "getitem"))
+    assert all(graph.named(model.net, node) for node in places.values())
 
 
 def test_bits_of_what_sums_read_are_checked_and_told() -> None:

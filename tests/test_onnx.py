@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from dreamquant.quant.ranges import LpSearch
 from dreamquant.quant.scheme import scheme_of, uniform
 from dreamquant.quant.student import convert
 from dreamquant.zoo.networks import DepthwiseNet
-from test_quantized import Odd, Secretive, cifar, images, small, student_of
+from test_quantized import Odd, Secretive, Shortcuts, cifar, images, small, student_of
 
 
 class Shuffle(nn.Module):
@@ -116,13 +117,14 @@ def test_every_width_runs_in_onnx_runtime_as_simulated(bits: str, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
-def test_what_sums_read_at_its_own_bits_runs_on_integers(tmp_path: Path) -> None:
-    quantized = freeze(student_of(small(), replace(uniform("w3a3"), residual=8)), {})
-    assert not torch.equal(quantized(images(32)), freeze(student_of(small(), uniform("w3a3")), {})(images(32)))
+@pytest.mark.parametrize(("net", "count"), [(small, {"conv": 7, "linear": 1, "add": 3}), (Shortcuts, {"conv": 3, "linear": 1, "add": 3})])
+def test_what_sums_read_at_its_own_bits_runs_on_integers(net: Callable[[], nn.Module], count: dict[str, int], tmp_path: Path) -> None:
+    quantized = freeze(student_of(net(), replace(uniform("w3a3"), residual=8)), {})
+    assert not torch.equal(quantized(images(32)), freeze(student_of(net(), uniform("w3a3")), {})(images(32)))
     found = export(quantized, tmp_path / "net.onnx", images=images(32)).check
     assert found is not None and found.classes >= 3
     assert found.agreement >= 31 / 32 and found.relative < 0.05
-    assert found.integer == {"conv": 7, "linear": 1, "add": 3, "norm": 0} and found.coverage == 1
+    assert found.integer == {**count, "norm": 0} and found.coverage == 1
 
 
 @pytest.mark.parametrize("bits", ["w8a8", "w6a8"])

@@ -4,7 +4,10 @@ import errno
 import json
 import math
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from dreamquant.quant.quantized import QuantizedModel
 from dreamquant.quant.ranges import LpSearch, MinMax
 from dreamquant.quant.scheme import Int, Scheme, scheme_of, uniform
 from dreamquant.quant.student import Student, convert
+from dreamquant.report.layers import bits_of_sums
 from dreamquant.zoo.networks import CifarResNet, DepthwiseNet
 
 DATA = Path(os.environ.get("DREAMQUANT_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -49,6 +53,22 @@ class Odd(nn.Module):
         x = torch.cat([x, F.max_pool2d(self.up(x), 2)], 1)[:, :, ::2, ::2]
         x = x.flatten(2).transpose(1, 2)
         return self.head((self.norm(x) + self.offset).mean(1))
+
+
+class Shortcuts(nn.Module):
+    """Sums that read what layers read through a pool and in pieces, and what no layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pool = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU()), nn.MaxPool2d(2)
+        self.body = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU())
+        self.tail = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.stem(x))
+        left, right = F.relu(x + self.body(x)).chunk(2, 1)
+        return self.head(F.relu(left + self.tail(left) + right).mean([2, 3]))
 
 
 class Secretive(nn.Module):
@@ -113,6 +133,23 @@ def test_frozen_computes_what_the_student_computes(net: str, bits: str, tmp_path
     assert torch.equal(loaded.deployed()(images()), quantized.deployed()(images()))
     assert loaded.provenance == {"seed": 3} and loaded.facts == quantized.facts
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("placement", ["paper", "deploy"])
+@pytest.mark.parametrize("net", [small, Shortcuts])
+def test_what_sums_read_is_computed_and_saved_as_trained(
+    net: Callable[[], nn.Module], placement: Literal["paper", "deploy"], tmp_path: Path
+) -> None:
+    student = student_of(net(), replace(uniform("w3a3"), residual=8, placement=placement))
+    quantized = freeze(student, {})
+    with torch.no_grad():
+        assert torch.equal(quantized(images()), student.net(images()))
+    quantized.save(tmp_path / "model.safetensors")
+    loaded = QuantizedModel.load(tmp_path / "model.safetensors")
+    for one, other in ((loaded, quantized), (loaded.deployed(), quantized.deployed())):
+        assert torch.equal(one(images()), other(images()))
+        assert bits_of_sums(one) == [8]
+        assert [layer.input_bits for layer in one.layers()][1:-1] == [3] * (len(one.layers()) - 2)
 
 
 def test_weights_take_their_true_width_in_the_file(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dreamquant.quant.quantizer import Floor, Following, Inside, LearnedClip, LearnedStep, Quantizer, Rule, acting, fake_quantize
 from dreamquant.quant.ranges import LpSearch, MinMax, Percentile, RunningMinMax, rounded, to_grid
-from dreamquant.quant.scheme import Int, parse_bits, scheme_of
+from dreamquant.quant.scheme import Int, Scheme, parse_bits, scheme_of
 
 
 def grid(values: torch.Tensor, form: Int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,3 +188,11 @@ def test_bits_and_ends() -> None:
     scheme = scheme_of("w3a32", ends=8)
     assert scheme.activations is None
     assert [scheme.weight_format("x", number, 3).bits for number in range(3)] == [8, 3, 8]
+
+
+@pytest.mark.parametrize(
+    "field", [{"activations": Int(4, "channel")}, {"spare": Int(8, "channel")}, {"tensors": (("relu", Int(4, "channel")),)}]
+)
+def test_activations_have_no_grid_of_each_channel(field: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="a tensor of activations has one grid; choose per='tensor'"):
+        Scheme(**{"weights": Int(4, "channel"), "activations": Int(4), **field})

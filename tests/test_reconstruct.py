@@ -243,6 +243,8 @@ def test_what_is_missing_is_named(model: Model) -> None:
         QUICK(ready(model), model, images(model)[:0], Run())
     with pytest.raises(ValueError, match="relu: no range was ever measured; add a Calibrate"):
         QUICK(convert(model, scheme_of("w3a3")), model, images(model), Run())
+    with pytest.raises(ValueError, match="give `rounding` too"):
+        replace(QUICK, rounding=None)
 
 
 def test_steps_alone_are_learned_where_rounding_is_not(model: Model) -> None:

@@ -50,9 +50,9 @@ class Scheme:
     (the image, normalised inside or not, and averages of quantized tensors stay in float; BatchNorm is not folded). `deploy`:
     every tensor an integer kernel reads or writes. `ends`: bits of the first and last layer's weights and of what the second and the
     last layer read. `spare`: the format of tensors that only an integer kernel quantizes. `layers`: exceptions for weights,
-    by the layer's name. `tensors`: exceptions for activations, by the name of the node that makes them. `residual`: bits of
-    a tensor that a sum reads; layers that read it too have it rounded once more, to their own bits. Without it, sums read
-    what layers read.
+    by the layer's name. `tensors`: exceptions for activations, by the name of the node that makes them. `residual`: the
+    least bits of a tensor that a sum reads, be it through a pool or a slice; layers that read it too have it rounded once
+    more, to their own bits. What only an integer kernel quantizes keeps `spare`. Without it, sums read what layers read.
     """
 
     weights: Int
@@ -71,6 +71,9 @@ class Scheme:
             raise ValueError(f"ends of {self.ends} bits: the first and the last layer take 2 to 8")
         if self.residual is not None and not 2 <= self.residual <= 8:
             raise ValueError(f"residual of {self.residual} bits: what sums read takes 2 to 8")
+        for form in (self.activations, self.spare, *dict(self.tensors).values()):
+            if form is not None and form.per != "tensor":
+                raise ValueError(f"activations as {form!r}: a tensor of activations has one grid; choose per='tensor'")
 
     def __repr__(self) -> str:
         """Evaluates back; `tensors` and `residual` are left out where empty, so that records from before they existed stay equal."""

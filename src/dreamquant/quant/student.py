@@ -87,7 +87,7 @@ def convert(model: Model, scheme: Scheme) -> Student:
         live = trained or scheme.placement == "deploy"
         form = (scheme.activations if trained or averaged else None) or scheme.spare
         if scheme.ends and any(order[r] in (1, len(layers) - 1) for r in reads):
-            form = type(form)(scheme.ends)
+            form = replace(form, bits=scheme.ends)
         if averaged and scheme.placement == "paper":
             form = scheme.spare  # the classifier reads an average of quantized values, not a low-bit tensor (MM family)
         form = scheme.tensor_format(node.name, form)
@@ -99,14 +99,27 @@ def convert(model: Model, scheme: Scheme) -> Student:
 
 
 def _place(net: fx.GraphModule, node: fx.Node, form: Int, live: bool, residual: int | None) -> None:
-    """A quantizer behind a tensor; where layers read it, and a sum that keeps more bits, one for all and one more for the layers."""
+    """A quantizer behind a tensor; where a sum reads it and keeps more bits, one for all readers and more for the layers."""
     name, users = node.name, list(node.users)
-    beside = [user for user in users if not _leads_to(net, user, graph.LAYERS)]
-    summed = len(beside) < len(users) and any(_leads_to(net, user, ("add",)) for user in beside)
-    if live and summed and residual is not None and form.bits < residual:
-        node = _quantize(net, node, name + "_residual", Quantizer(replace(form, bits=residual)), users)
-        users = [user for user in users if user not in beside]
-    _quantize(net, node, name, Quantizer(form, (), live), users)
+    summed = any(_leads_to(net, user, ("add",)) for user in users)
+    if not (live and summed and residual is not None and form.bits < residual):
+        _quantize(net, node, name, Quantizer(form, (), live), users)
+        return
+    apart = _of_layers(net, node)
+    wide = _quantize(net, node, name + "_residual" * (node in apart), Quantizer(replace(form, bits=residual)), users)
+    for read, layers in apart.items():
+        _quantize(net, wide if read is node else read, read.name, Quantizer(form), layers)
+
+
+def _of_layers(net: fx.GraphModule, node: fx.Node) -> dict[fx.Node, list[fx.Node]]:
+    """The readers of a tensor that lead to layers and to no sum, by what they read: it, or what moves it for both."""
+    layers = [user for user in node.users if _leads_to(net, user, graph.LAYERS)]
+    # pieces of a chunk have no grid together: only a choice of one is a tensor
+    both = [user for user in layers if _leads_to(net, user, ("add",)) or "shape" not in node.meta]
+    found = {node: alone} if (alone := [user for user in layers if user not in both]) else {}
+    for user in both:
+        found |= _of_layers(net, user)
+    return found
 
 
 def _leads_to(net: fx.GraphModule, user: fx.Node, kinds: tuple[str, ...]) -> bool:
@@ -149,7 +162,8 @@ class Student:
         return {name: module for name, module in modules if isinstance(module, QuantConv2d | QuantLinear)}
 
     def activation_quantizers(self) -> dict[str, Quantizer]:
-        """Quantizers of activations by the name of the node whose tensor they quantize; `_residual` follows it where sums read that."""
+        """Quantizers of activations by the name of the node whose tensor they quantize; `_residual` follows it where sums read
+        one quantizer's values and layers those of a second."""
         return {name: q for name, q in self.net.get_submodule("q").named_children() if isinstance(q, Quantizer)}
 
     def quantized_nodes(self) -> dict[str, str]:

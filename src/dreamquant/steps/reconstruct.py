@@ -60,8 +60,8 @@ class Reconstruct:
     """Every piece learns the outputs of its teacher, `iterations` updates each, the pieces before it being done.
 
     Images are seen in `views` by the `transforms`, all made before the first piece, because its inputs are kept.
-    Learned are the rounding of weights, on the grid that they have when the piece is reached, the steps of these grids
-    where `weight_steps` is given, and the steps of activations. A share `drop` of the elements of the piece's input comes
+    Learned are the rounding of weights, on the grid that they have when the piece is reached, with it the steps of these
+    grids where `weight_steps` is given, and the steps of activations. A share `drop` of the elements of the piece's input comes
     from the float network, and as large a share of its activations passes unrounded, drawn anew for every update (QDrop).
 
     AdaRound: `pieces=Layers(), drop=0.0, anneal=Anneal(0.01), activation_steps=None`; BRECQ: the same with blocks, then
@@ -84,6 +84,10 @@ class Reconstruct:
     pieces: Pieces = Blocks()
     transforms: tuple[Transform, ...] = ()
     views: int = 1
+
+    def __post_init__(self) -> None:
+        if self.weight_steps and not self.rounding:
+            raise ValueError("Reconstruct learns the steps of weights with their rounding alone; give `rounding` too, or no `weight_steps`")
 
     def __call__(self, student: Student, teacher: Model, images: Images, run: Run) -> None:
         if not len(images):
