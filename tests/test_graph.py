@@ -259,6 +259,23 @@ def test_units_cover_the_network_in_order(model: Model) -> None:
     assert torch.allclose(value, model(x), atol=1e-5)
 
 
+class Halves(nn.Module):
+    """Its only path goes through the two halves of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(4, 10, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = F.relu(self.first(x)).chunk(2, 1)
+        return F.relu(self.second(one * other)).mean((2, 3))
+
+
+def test_pieces_begin_and_end_at_tensors() -> None:
+    net = Model.from_module(Halves(), *FACTS).net
+    assert graph.units(net)[:2] == (("x", "relu"), ("relu", "relu_1"))
+
+
 def test_the_tail_from_saliency_gives_the_logits(model: Model) -> None:
     seen = Watch(model, frozenset({"saliency"}))(Images(torch.randn(2, 3, 16, 16), torch.zeros(2, dtype=torch.long)))
     assert torch.allclose(seen.watch.tail(*seen.at["saliency"]), seen.logits, atol=1e-5)

@@ -138,7 +138,7 @@ def chain(graph: fx.GraphModule, node: fx.Node, through: Iterable[str]) -> tuple
 
 
 def cuts(graph: fx.GraphModule) -> list[fx.Node]:
-    """Nodes that every path passes: what lies between two of them is a unit that can be rebuilt alone."""
+    """Tensors that every path passes: what lies between two of them is a unit that can be rebuilt alone."""
     nodes = [n for n in graph.graph.nodes if n.op not in ("get_attr", "output")]
     waiting = {node: len(node.users) for node in graph.graph.nodes}
     live: set[fx.Node] = set()
@@ -149,7 +149,7 @@ def cuts(graph: fx.GraphModule) -> list[fx.Node]:
             if not waiting[source]:
                 live.discard(source)
         live.add(node)
-        if live == {node}:
+        if live == {node} and "shape" in node.meta:  # pieces of a chunk together are no tensor
             found.append(node)
     return found
 
