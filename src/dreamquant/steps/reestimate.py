@@ -16,7 +16,8 @@ from dreamquant.quant.student import QuantLayer, Student
 from dreamquant.run import Run
 from dreamquant.steps.correct import per_channel_mean, weight_error
 
-LEAST = 1e-3  # of a channel that rounds to nothing
+LEAST = 1e-3  # a smaller share of the float deviation: the channel rounds to nothing, and no scale brings it back
+TOLD = 1e-3  # a smaller share of independent taps' variance: the filter is zero, sums to zero or reads constants
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +85,10 @@ def outputs(teacher: Model, node: fx.Node, layer: QuantLayer, expected: Spread, 
     assert known is not None
     correlation = tap_correlation(weight, variance, known)
     own, new, both = (inner(a, b, variance, correlation) for a, b in ((weight, weight), (quantized, quantized), (weight, quantized)))
-    ratio = (new / own.clamp_min(1e-20)).sqrt().clamp_min(LEAST)
-    agreement = both / (own * new).sqrt().clamp_min(1e-20)
+    told = own > TOLD * inner(weight, weight, variance, 0.0)
+    ratio = (new / own.clamp_min(1e-20)).sqrt()
+    ratio = torch.where(told & (ratio > LEAST), ratio, 1.0)
+    agreement = torch.where(told, both / (own * new).sqrt().clamp_min(1e-20), 1.0)
     return Outputs(weight, quantized, per_channel_mean(applied(layer, error, expected.mean)), ratio, agreement)
 
 
