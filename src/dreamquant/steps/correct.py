@@ -15,6 +15,8 @@ from dreamquant.moments import applied, moments
 from dreamquant.quant.student import QuantLayer, Student
 from dreamquant.run import Run
 
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+
 
 @dataclass(frozen=True)
 class CorrectBias:
@@ -73,12 +75,28 @@ def per_channel_mean(x: Tensor) -> Tensor:
     return x.mean([axis for axis in range(x.ndim) if axis != channel])
 
 
-def raise_outputs(net: fx.GraphModule, node: fx.Node, missing: Tensor) -> None:
-    """Add `missing` (C,) to the outputs of the layer at `node`, by the BatchNorm behind it or by its bias."""
+def batch_norm_behind(net: fx.GraphModule, node: fx.Node) -> BatchNorm | None:
+    """The BatchNorm that alone reads the layer at `node`, and reads no other layer elsewhere."""
     user = next(iter(node.users))
-    if graph.kind(net, user) == "bn" and len(node.users) == 1:
-        bn = net.get_submodule(str(user.target))
-        assert isinstance(bn, nn.BatchNorm2d | nn.BatchNorm1d) and bn.running_mean is not None
+    if graph.kind(net, user) != "bn" or len(node.users) != 1:
+        return None
+    if any(n.all_input_nodes[0].target != node.target for n in net.graph.nodes if n.target == user.target):
+        return None
+    module = net.get_submodule(str(user.target))
+    assert isinstance(module, BatchNorm)
+    return module
+
+
+def raise_outputs(net: fx.GraphModule, node: fx.Node, missing: Tensor) -> None:
+    """Add `missing` (C,) to the outputs of the layer at `node`, by the BatchNorm behind it or by its bias.
+
+    One that is called several times takes the share of this call, so that all of them add their mean.
+    """
+    bn = batch_norm_behind(net, node)
+    changed = node if bn is None else next(iter(node.users))
+    missing = missing / sum(n.target == changed.target for n in net.graph.nodes)
+    if bn is not None:
+        assert bn.running_mean is not None
         bn.running_mean -= missing  # bn(x + missing) = bn with its mean moved by -missing
         return
     layer = net.get_submodule(str(node.target))

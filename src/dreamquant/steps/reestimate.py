@@ -14,7 +14,7 @@ from dreamquant.model import Model
 from dreamquant.moments import Spread, applied, moments
 from dreamquant.quant.student import QuantLayer, Student
 from dreamquant.run import Run
-from dreamquant.steps.correct import per_channel_mean, weight_error
+from dreamquant.steps.correct import BatchNorm, batch_norm_behind, per_channel_mean, weight_error
 
 LEAST = 1e-3  # a smaller share of the float deviation: the channel rounds to nothing, and no scale brings it back
 TOLD = 1e-3  # a smaller share of independent taps' variance: the filter is zero, sums to zero or reads constants
@@ -46,32 +46,23 @@ class ReestimateStatistics:
 
     def __call__(self, student: Student, teacher: Model, images: Images, run: Run) -> None:
         spreads, layers, skipped = moments(teacher), student.layers(), []
+        calls: dict[BatchNorm | QuantLayer, list[Tensor]] = {}  # by what is changed
         for node in graph.of_kind(teacher.net, *graph.LAYERS):
             name, expected = str(node.target), spreads.get(node.all_input_nodes[0].name)
             if expected is None or name not in layers:
                 skipped.append(name)
                 continue
-            found = outputs(teacher, node, layers[name], expected, spreads[node.name])
-            bn = batch_norm_behind(student.net, node)
-            if bn is None:
-                _rescale(layers[name], found, spreads[node.name].channels().mean)
+            found, made = outputs(teacher, node, layers[name], expected, spreads[node.name]), spreads[node.name]
+            changed = batch_norm_behind(student.net, graph.named(student.net, node.name)) or layers[name]
+            calls.setdefault(changed, []).append(torch.stack([found.shift, found.ratio, made.channels().mean]))
+        for changed, several in calls.items():
+            shift, ratio, mean = torch.stack(several).mean(0)
+            if isinstance(changed, BatchNorm):
+                _move(changed, shift, ratio)
             else:
-                assert bn.running_mean is not None and bn.running_var is not None
-                bn.running_mean += found.shift
-                bn.running_var.copy_((bn.running_var + bn.eps) * found.ratio.square() - bn.eps)
+                _rescale(changed, shift, ratio, mean)
         if skipped:
             run.note(f"statistics not re-estimated, because the mean of what they read is not known: {', '.join(skipped)}")
-
-
-def batch_norm_behind(net: fx.GraphModule, node: fx.Node) -> nn.BatchNorm1d | nn.BatchNorm2d | None:
-    """The BatchNorm that alone reads the layer named as `node` is; `node` may be of another copy of the graph."""
-    node = graph.named(net, node.name)
-    user = next(iter(node.users))
-    if graph.kind(net, user) != "bn" or len(node.users) != 1:
-        return None
-    module = net.get_submodule(str(user.target))
-    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-    return module
 
 
 def outputs(teacher: Model, node: fx.Node, layer: QuantLayer, expected: Spread, made: Spread) -> Outputs:
@@ -92,16 +83,22 @@ def outputs(teacher: Model, node: fx.Node, layer: QuantLayer, expected: Spread, 
     return Outputs(weight, quantized, per_channel_mean(applied(layer, error, expected.mean)), ratio, agreement)
 
 
-def _rescale(layer: QuantLayer, found: Outputs, mean: Tensor) -> None:
+def _move(bn: BatchNorm, shift: Tensor, ratio: Tensor) -> None:
+    assert bn.running_mean is not None and bn.running_var is not None
+    bn.running_mean += shift
+    bn.running_var.copy_((bn.running_var + bn.eps) * ratio.square() - bn.eps)
+
+
+def _rescale(layer: QuantLayer, shift: Tensor, ratio: Tensor, mean: Tensor) -> None:
     """y' = mean + (y - mean - shift) / ratio, by the grid's scale and the bias."""
     per_channel = layer.quantizer.format.per == "channel"
-    ratio = found.ratio if per_channel else torch.ones_like(found.ratio)
+    ratio = ratio if per_channel else torch.ones_like(ratio)
     wide = (-1, *[1] * (layer.weight.ndim - 1))
     layer.weight.data /= ratio.view(wide)
     if per_channel:
         layer.quantizer.scale.data /= ratio.view(wide)
     bias = torch.zeros_like(mean) if layer.bias is None else layer.bias.detach()
-    layer.bias = nn.Parameter(mean * (1 - 1 / ratio) + (bias - found.shift) / ratio, requires_grad=False)
+    layer.bias = nn.Parameter(mean * (1 - 1 / ratio) + (bias - shift) / ratio, requires_grad=False)
 
 
 def _of_inputs(layer: QuantLayer, values: Tensor) -> Tensor:
