@@ -108,6 +108,25 @@ def test_floor() -> None:
     assert floor(model.net, by["silu"]) == -math.inf
 
 
+def test_sums_with_numbers_and_factors() -> None:
+    class Sums(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(x)
+            shifted = y + (-1.0)
+            scaled = torch.add(input=shifted, other=F.relu6(x), alpha=2)
+            less = torch.add(scaled, y, alpha=-1)
+            return (-3 + less + x).flatten(1)
+
+    model = Model.from_module(Sums(), (1, 2, 2), (0.0,), (1.0,))
+    by, spreads = {node.name: node for node in model.net.graph.nodes}, moments(model)
+    floors = [floor(model.net, by[name]) for name in ("add", "add_1", "add_2", "add_3")]
+    assert floors == [-1.0, -1.0, -math.inf, -math.inf]
+    torch.testing.assert_close(spreads["add"].mean, spreads["relu"].mean - 1)
+    torch.testing.assert_close(spreads["add_1"].mean, spreads["add"].mean + 2 * spreads["relu6"].mean)
+    torch.testing.assert_close(spreads["add_1"].var, spreads["add"].var + 4 * spreads["relu6"].var)
+    torch.testing.assert_close(spreads["add_3"].mean, spreads["add_2"].mean - 3)
+
+
 def test_attention_has_no_moments_and_layer_norm_gives_new_ones() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:

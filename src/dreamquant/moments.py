@@ -8,7 +8,7 @@ through layers without a record as of inputs half correlated over a kernel's tap
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -119,8 +119,12 @@ def floor(net: fx.GraphModule, node: fx.Node) -> float:
         return (graph.clip_of(net, node) or (-math.inf,))[0]
     if kind not in ("move", "mean", "add", "cat"):
         return -math.inf
-    sources = [floor(net, source) for source in node.all_input_nodes]
-    return sum(sources) if kind == "add" and len(sources) == 2 else min(sources, default=-math.inf)
+    if kind == "add":
+        a, b, scale = _summands(node.args, node.kwargs)
+        ends = [floor(net, part) if isinstance(part, fx.Node) else part for part in (a, b)]
+        numbers = all(isinstance(v, int | float) for v in (*ends, scale))
+        return ends[0] + scale * ends[1] if numbers and scale > 0 else -math.inf
+    return min((floor(net, source) for source in node.all_input_nodes), default=-math.inf)
 
 
 class _Propagation(fx.Interpreter):
@@ -186,7 +190,7 @@ class _Propagation(fx.Interpreter):
             case "gate" if x.mean.ndim == 4:  # softmax over tokens has no closed form
                 return Spread(*through(activation(self.net, n), x.mean, x.var), x.guessed)
             case "add":
-                return _sum(args, sources)
+                return _sum(*_summands(args, kwargs))
             case "mul" if len(sources) == 2:
                 a, b = sources
                 var = a.mean**2 * b.var + b.mean**2 * a.var + a.var * b.var
@@ -223,12 +227,19 @@ class _Propagation(fx.Interpreter):
         return Spread(mean, var, x.guessed)
 
 
-def _sum(args: tuple[Any, ...], sources: list[Spread]) -> Spread:
-    """As of independent values; a constant shifts the mean."""
-    parts = [a.mean if isinstance(a, Spread) else torch.as_tensor(a) for a in args[:2]]
-    mean = parts[0] + parts[1]
-    var = torch.stack([s.var.expand_as(mean) for s in sources]).sum(0)
-    return Spread(mean, var, max(s.guessed for s in sources))
+def _summands(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """a, b and s of a + s b, as a sum was called."""
+    given = dict(zip(("input", "other"), args, strict=False)) | dict(kwargs)
+    return given["input"], given["other"], given.get("alpha", 1)
+
+
+def _sum(a: Any, b: Any, scale: float) -> Spread:
+    """Of a + scale b, as of independent values; a constant shifts the mean."""
+    first, second = (part.mean if isinstance(part, Spread) else torch.as_tensor(part) for part in (a, b))
+    mean = first + scale * second
+    sources = [(part, factor) for part, factor in ((a, 1.0), (b, scale)) if isinstance(part, Spread)]
+    var = torch.stack([factor**2 * part.var.expand_as(mean) for part, factor in sources]).sum(0)
+    return Spread(mean, var, max(part.guessed for part, _ in sources))
 
 
 def applied(layer: nn.Conv2d | nn.Linear, weight: Tensor, x: Tensor) -> Tensor:
