@@ -18,7 +18,7 @@ from dreamquant.quant.student import Student, convert
 from dreamquant.recipe import Step
 from dreamquant.run import Run
 from dreamquant.steps.calibrate import CalibrateFromStatistics, Likely, SetWeightRanges, Span
-from dreamquant.steps.correct import CorrectBias, CorrectBiasFromStatistics
+from dreamquant.steps.correct import CorrectBias, CorrectBiasFromStatistics, channel_means
 from dreamquant.steps.reestimate import ReestimateStatistics
 from dreamquant.synthesis.pixels import NoImages
 
@@ -194,6 +194,34 @@ def test_a_batch_norm_of_two_layers_stays_and_each_layer_is_corrected(step: Step
         assert torch.equal(after[name], before[name])
     for name in ("layers.0.bias", "layers.1.bias"):
         assert not torch.allclose(after[name], before[name], atol=1e-3)
+
+
+class Last(nn.Module):
+    """Linear layers whose channels lie last, of maps with as many rows as channels, and of tokens before a BatchNorm of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.up, self.down = nn.Conv2d(3, 12, 1), nn.LayerNorm(12), nn.Linear(12, 24), nn.Linear(24, 12)
+        self.mix, self.tokens, self.fc = nn.Linear(12, 5, bias=False), nn.BatchNorm1d(144), nn.Linear(5, 4)
+        self.norm.weight.data, self.norm.bias.data = torch.full((12,), 0.2), torch.linspace(-1.0, 2.0, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.down(nn.functional.gelu(self.up(self.norm(x.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2)
+        return self.fc(torch.relu(self.tokens(self.mix(x.flatten(2).transpose(1, 2)))).mean(1))
+
+
+@pytest.mark.parametrize("step", [*STEPS, CorrectBias()])
+def test_channels_that_lie_last_are_corrected(step: Step) -> None:
+    torch.manual_seed(1)
+    model = Model.from_module(Last().eval(), (3, 12, 12), (0.0,) * 3, (1.0,) * 3)
+    student, names, off = convert(model, Scheme(Int(3, "channel"), None)), ["up", "down", "mix"], []
+    for made in (SetWeightRanges(MinMax()), step):
+        made(student, model, Images(X, torch.zeros(len(X))), Run(0))
+        means = [channel_means(net, names, X) for net in (model.net, student.net)]
+        off.append([float((means[0][name] - means[1][name]).norm()) for name in names])
+    assert [len(means[0][name]) for name in names] == [24, 12, 5]
+    assert sum(off[1]) < 0.5 * sum(off[0])
 
 
 def test_dfq_needs_no_images_and_restores_per_tensor_eight_bits() -> None:

@@ -108,6 +108,31 @@ def test_floor() -> None:
     assert floor(model.net, by["silu"]) == -math.inf
 
 
+def test_channels_are_followed_through_moves() -> None:
+    class Moves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(8, 8)
+            self.norm, self.tokens = nn.LayerNorm(8), nn.BatchNorm1d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.bn(self.conv(x)))
+            y = self.fc(self.norm(F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 0))))
+            y = F.gelu(y)[:, :, 1:]
+            x = x + y.permute(0, 3, 1, 2)
+            grouped = x.view(-1, 2, 4, 8, 8).transpose(1, 2).contiguous().view(-1, 8, 8, 8)
+            return self.tokens(grouped.flatten(2)).transpose(1, 2).mean(1)
+
+    model = Model.from_module(Moves().eval(), (3, 8, 8), (0.0,) * 3, (1.0,) * 3)  # as many rows and columns as channels
+    spreads = moments(model)
+    wanted = {"permute": 3, "pad": 3, "norm": 3, "fc": 3, "gelu": 3, "getitem": 3, "permute_1": 1, "add": 1, "view_1": 1}
+    wanted |= {"flatten": 1, "tokens": 1, "transpose_1": 2, "mean": 1}
+    assert {name: spreads[name].axis for name in wanted} == wanted
+    record = model.net.get_submodule("norm")
+    record.weight.data = torch.arange(1.0, 9)
+    torch.testing.assert_close(moments(model)["norm"].channels().std, record.weight.data)
+
+
 def test_sums_with_numbers_and_factors() -> None:
     class Sums(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from dreamquant import graph
 from dreamquant.images import Images
 from dreamquant.model import Model
-from dreamquant.moments import Spread, applied, moments
+from dreamquant.moments import Spread, applied, channel_axis, moments
 from dreamquant.quant.student import QuantLayer, Student
 from dreamquant.run import Run
 from dreamquant.steps.correct import BatchNorm, batch_norm_behind, per_channel_mean, weight_error
@@ -67,10 +67,10 @@ class ReestimateStatistics:
 
 def outputs(teacher: Model, node: fx.Node, layer: QuantLayer, expected: Spread, made: Spread) -> Outputs:
     """How the outputs of a student's layer compare with the teacher's at `node`, given what it reads (`expected`) and `made`."""
-    error = weight_error(teacher, str(node.target), layer)
+    error, axis = weight_error(teacher, str(node.target), layer), channel_axis(layer)
     with torch.no_grad():
         quantized = layer.quantizer(layer.weight)
-    weight, variance = quantized - error, _of_inputs(layer, expected.channels().std.square())
+    weight, variance = quantized - error, _of_inputs(layer, expected.channels(axis).std.square())
     bn = batch_norm_behind(teacher.net, node)
     known = made.channels().std.square() if bn is None else bn.running_var
     assert known is not None
@@ -80,7 +80,7 @@ def outputs(teacher: Model, node: fx.Node, layer: QuantLayer, expected: Spread, 
     ratio = (new / own.clamp_min(1e-20)).sqrt()
     ratio = torch.where(told & (ratio > LEAST), ratio, 1.0)
     agreement = torch.where(told, both / (own * new).sqrt().clamp_min(1e-20), 1.0)
-    return Outputs(weight, quantized, per_channel_mean(applied(layer, error, expected.mean)), ratio, agreement)
+    return Outputs(weight, quantized, per_channel_mean(applied(layer, error, expected.mean), axis), ratio, agreement)
 
 
 def _move(bn: BatchNorm, shift: Tensor, ratio: Tensor) -> None:
