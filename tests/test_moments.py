@@ -32,6 +32,12 @@ def test_any_function_by_quantiles() -> None:
     torch.testing.assert_close(var, samples.var(1), atol=0.03, rtol=0.03)
 
 
+def test_quantiles_keep_the_variance() -> None:
+    mean, var = through(lambda x: 2 * x, torch.tensor([0.0, 3.0]), torch.tensor([1.0, 4.0]))
+    torch.testing.assert_close(mean, torch.tensor([0.0, 6.0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(var, torch.tensor([4.0, 16.0]), atol=0, rtol=1e-4)
+
+
 class Small(nn.Module):
     """Every kind of node that moments pass: a residual sum, a concatenation, pools, a gate, a split."""
 
