@@ -25,6 +25,12 @@ def test_clipped_moments_are_those_of_samples(low: float, high: float, mean: flo
     assert abs(float(second) - float(samples.var())) < 2e-3 * max(1, std**2)
 
 
+def test_clipping_keeps_a_variance_far_below_the_mean() -> None:
+    first, second = clipped(torch.tensor([1000.0, 30.0, 0.0]), torch.tensor([1e-2, 1e-6, 1.0]), 0.0, math.inf)
+    torch.testing.assert_close(first[:2], torch.tensor([1000.0, 30.0]))
+    torch.testing.assert_close(second, torch.tensor([1e-2, 1e-6, 0.5 - 0.5 / math.pi]), atol=0, rtol=1e-3)
+
+
 def test_any_function_by_quantiles() -> None:
     mean, var = through(torch.nn.functional.gelu, torch.tensor([0.3, -1.0]), torch.tensor([1.0, 4.0]), nodes=201)
     samples = F.gelu(torch.tensor([0.3, -1.0])[:, None] + torch.tensor([1.0, 2.0])[:, None] * torch.randn(2, 400_000))

@@ -64,6 +64,9 @@ class Spread:
 
 def clipped(mean: Tensor, var: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """Mean and variance of a normal value clipped to [low, high]; ReLU is (0, inf). Any shape."""
+    given = mean.dtype
+    if (mean.square() > 1e3 * var).any():  # far from zero the variance, a difference of squares, needs more digits
+        mean, var = mean.double(), var.double()
     std = var.clamp_min(1e-12).sqrt()
 
     def at(end: float) -> tuple[Tensor, Tensor]:
@@ -78,7 +81,7 @@ def clipped(mean: Tensor, var: Tensor, low: float, high: float) -> tuple[Tensor,
     first = bottom * below + top * (1 - until) + mean * inside + std * (pdf_low - pdf_high)
     second = bottom**2 * below + top**2 * (1 - until) + (mean**2 + std**2) * inside
     second = second + std * ((mean + bottom) * pdf_low - (mean + top) * pdf_high)
-    return first, (second - first.square()).clamp_min(0)
+    return first.to(given), (second - first.square()).clamp_min(0).to(given)
 
 
 def through(function: Callable[[Tensor], Tensor], mean: Tensor, var: Tensor, nodes: int = 33) -> tuple[Tensor, Tensor]:
