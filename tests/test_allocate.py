@@ -170,6 +170,20 @@ def test_the_gradient_is_that_of_the_softened_divergence() -> None:
     assert found["1"][0] == pytest.approx(float(want), rel=0.1)
 
 
+def test_the_gradient_says_where_it_sees_one_call_of_several() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.mix(self.mix(x.flatten(1)).relu()).relu())
+
+    model, run = Model.from_module(Twice(), (1, 2, 2), (0.5,), (0.25,)), Run()
+    FollowGradient(4)(*trial(model, uniform("w4a32")), (8,), torch.randn(4, 1, 2, 2), run)
+    assert [note for note in run.notes if "first call of mix;" in note]
+
+
 @pytest.mark.parametrize("measure", [SwapOneLayer(16, ranges=LpSearch(candidates=5)), FollowGradient(16, ranges=LpSearch(candidates=5))])
 def test_measuring_changes_nothing_and_resumes_to_the_same(
     measure: SwapOneLayer | FollowGradient, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

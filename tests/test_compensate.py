@@ -14,7 +14,7 @@ from dreamquant.model import Model
 from dreamquant.prepare import FoldBatchNorm
 from dreamquant.quant.pairs import Alternate, pairs
 from dreamquant.quant.ranges import LpSearch
-from dreamquant.quant.scheme import Int
+from dreamquant.quant.scheme import Int, Scheme
 from dreamquant.quant.student import Student, convert
 from dreamquant.recipes import dfmpc
 from dreamquant.run import Run
@@ -229,6 +229,20 @@ def test_re_estimated_statistics_restore_what_the_float_network_has(model: Model
         assert both[0] < 0.5 * none[0], name
         assert both[1] < 0.5 * none[1] + 0.02, name
         assert bias[0] < none[0]
+
+
+def test_a_channel_that_does_not_vary_keeps_its_scale(model: Model) -> None:
+    """A filter of zeros, one that reads a constant alone, and one that rounds to nothing beside larger ones."""
+    conv, bn = model.net.get_submodule("convs.1"), model.net.get_submodule("bns.0")
+    bn.weight.data[2], bn.bias.data[2] = 0.0, 0.5
+    conv.weight.data[0] = 0
+    conv.weight.data[1, torch.arange(16) != 2] = 0
+    conv.weight.data[2] *= 0.01
+    student = convert(model, Scheme(Int(4), None))
+    SetWeightRanges()(student, model, NoImages()(model, Run(0)), Run(0))
+    ReestimateStatistics()(student, model, NoImages()(model, Run(0)), Run(0))
+    was, now = (net.get_submodule("bns.1").running_var[:3] for net in (model.net, student.net))
+    torch.testing.assert_close(now, was)
 
 
 def test_without_batch_norm_the_same_comes_out(model: Model) -> None:

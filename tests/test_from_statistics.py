@@ -10,13 +10,15 @@ import torch.nn as nn
 from torch import Tensor
 
 from dreamquant import recipes
+from dreamquant.images import Images
 from dreamquant.model import Model
 from dreamquant.quant.ranges import LpSearch, MinMax
 from dreamquant.quant.scheme import Int, Scheme
 from dreamquant.quant.student import Student, convert
+from dreamquant.recipe import Step
 from dreamquant.run import Run
 from dreamquant.steps.calibrate import CalibrateFromStatistics, Likely, SetWeightRanges, Span
-from dreamquant.steps.correct import CorrectBiasFromStatistics
+from dreamquant.steps.correct import CorrectBias, CorrectBiasFromStatistics, channel_means
 from dreamquant.steps.reestimate import ReestimateStatistics
 from dreamquant.synthesis.pixels import NoImages
 
@@ -144,6 +146,82 @@ def test_analytic_correction_takes_the_shift_away() -> None:
         found[name] = shift_of(model, student)
     assert found["corrected"] < 0.25 * found["none"]
     assert found["whole"] < 0.5 * found["none"]
+
+
+class Again(nn.Module):
+    """The sum of some calls of one layer on one tensor, each with the BatchNorm `bn` behind it, or of two layers."""
+
+    def __init__(self, calls: int, bn: nn.Module, layers: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+        self.layers, self.bn, self.calls = nn.ModuleList(nn.Conv2d(16, 16, 3) for _ in range(layers)), bn, calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return sum(self.bn(layer(x)) for layer in self.layers for _ in range(self.calls)).mean((2, 3))  # type: ignore[union-attr]
+
+
+def corrected(made: nn.Module, step: Step) -> dict[str, Tensor]:
+    """What the student's layers and BatchNorms hold after the step."""
+    model = Model.from_module(made.eval(), (3, 12, 12), (0.0,) * 3, (1.0,) * 3)
+    student = convert(model, Scheme(Int(3, "channel"), None))
+    for one in (SetWeightRanges(MinMax()), step):
+        one(student, model, Images(X, torch.zeros(len(X))), Run(0))
+    return {name: value for name, value in student.net.state_dict().items() if not name.startswith("q.")}
+
+
+STEPS = [CorrectBiasFromStatistics(), ReestimateStatistics()]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("bn", [nn.BatchNorm2d(16), nn.Identity()])
+def test_several_calls_get_the_mean_of_their_corrections(step: Step, bn: nn.Module) -> None:
+    found = []
+    for calls in (1, 3):
+        torch.manual_seed(1)
+        found.append(corrected(Again(calls, bn), step))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, msg=name)
+
+
+@pytest.mark.parametrize("step", [*STEPS, CorrectBias()])
+def test_a_batch_norm_of_two_layers_stays_and_each_layer_is_corrected(step: Step) -> None:
+    torch.manual_seed(1)
+    made = Again(1, nn.BatchNorm2d(16), layers=2)
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    after = corrected(made, step)
+    for name in ("bn.running_mean", "bn.running_var"):
+        assert torch.equal(after[name], before[name])
+    for name in ("layers.0.bias", "layers.1.bias"):
+        assert not torch.allclose(after[name], before[name], atol=1e-3)
+
+
+class Last(nn.Module):
+    """Linear layers whose channels lie last, of maps with as many rows as channels, and of tokens before a BatchNorm of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.up, self.down = nn.Conv2d(3, 12, 1), nn.LayerNorm(12), nn.Linear(12, 24), nn.Linear(24, 12)
+        self.mix, self.tokens, self.fc = nn.Linear(12, 5, bias=False), nn.BatchNorm1d(144), nn.Linear(5, 4)
+        self.norm.weight.data, self.norm.bias.data = torch.full((12,), 0.2), torch.linspace(-1.0, 2.0, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.down(nn.functional.gelu(self.up(self.norm(x.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2)
+        return self.fc(torch.relu(self.tokens(self.mix(x.flatten(2).transpose(1, 2)))).mean(1))
+
+
+@pytest.mark.parametrize("step", [*STEPS, CorrectBias()])
+def test_channels_that_lie_last_are_corrected(step: Step) -> None:
+    torch.manual_seed(1)
+    model = Model.from_module(Last().eval(), (3, 12, 12), (0.0,) * 3, (1.0,) * 3)
+    student, names, off = convert(model, Scheme(Int(3, "channel"), None)), ["up", "down", "mix"], []
+    for made in (SetWeightRanges(MinMax()), step):
+        made(student, model, Images(X, torch.zeros(len(X))), Run(0))
+        means = [channel_means(net, names, X) for net in (model.net, student.net)]
+        off.append([float((means[0][name] - means[1][name]).norm()) for name in names])
+    assert [len(means[0][name]) for name in names] == [24, 12, 5]
+    assert sum(off[1]) < 0.5 * sum(off[0])
 
 
 def test_dfq_needs_no_images_and_restores_per_tensor_eight_bits() -> None:

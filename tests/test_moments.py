@@ -25,11 +25,23 @@ def test_clipped_moments_are_those_of_samples(low: float, high: float, mean: flo
     assert abs(float(second) - float(samples.var())) < 2e-3 * max(1, std**2)
 
 
+def test_clipping_keeps_a_variance_far_below_the_mean() -> None:
+    first, second = clipped(torch.tensor([1000.0, 30.0, 0.0]), torch.tensor([1e-2, 1e-6, 1.0]), 0.0, math.inf)
+    torch.testing.assert_close(first[:2], torch.tensor([1000.0, 30.0]))
+    torch.testing.assert_close(second, torch.tensor([1e-2, 1e-6, 0.5 - 0.5 / math.pi]), atol=0, rtol=1e-3)
+
+
 def test_any_function_by_quantiles() -> None:
     mean, var = through(torch.nn.functional.gelu, torch.tensor([0.3, -1.0]), torch.tensor([1.0, 4.0]), nodes=201)
     samples = F.gelu(torch.tensor([0.3, -1.0])[:, None] + torch.tensor([1.0, 2.0])[:, None] * torch.randn(2, 400_000))
     torch.testing.assert_close(mean, samples.mean(1), atol=0.01, rtol=0.01)
     torch.testing.assert_close(var, samples.var(1), atol=0.03, rtol=0.03)
+
+
+def test_quantiles_keep_the_variance() -> None:
+    mean, var = through(lambda x: 2 * x, torch.tensor([0.0, 3.0]), torch.tensor([1.0, 4.0]))
+    torch.testing.assert_close(mean, torch.tensor([0.0, 6.0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(var, torch.tensor([4.0, 16.0]), atol=0, rtol=1e-4)
 
 
 class Small(nn.Module):
@@ -106,6 +118,50 @@ def test_floor() -> None:
     assert floor(model.net, by["relu"]) == 0
     assert floor(model.net, by["add"]) == -math.inf  # one side is a BatchNorm's output
     assert floor(model.net, by["silu"]) == -math.inf
+
+
+def test_channels_are_followed_through_moves() -> None:
+    class Moves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(8, 8)
+            self.norm, self.tokens = nn.LayerNorm(8), nn.BatchNorm1d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.bn(self.conv(x)))
+            y = self.fc(self.norm(F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 0))))
+            y = F.gelu(y)[:, :, 1:]
+            x = x + y.permute(0, 3, 1, 2)
+            grouped = x.view(-1, 2, 4, 8, 8).transpose(1, 2).contiguous().view(-1, 8, 8, 8)
+            return self.tokens(grouped.flatten(2)).transpose(1, 2).mean(1)
+
+    model = Model.from_module(Moves().eval(), (3, 8, 8), (0.0,) * 3, (1.0,) * 3)  # as many rows and columns as channels
+    spreads = moments(model)
+    wanted = {"permute": 3, "pad": 3, "norm": 3, "fc": 3, "gelu": 3, "getitem": 3, "permute_1": 1, "add": 1, "view_1": 1}
+    wanted |= {"flatten": 1, "tokens": 1, "transpose_1": 2, "mean": 1}
+    assert {name: spreads[name].axis for name in wanted} == wanted
+    record = model.net.get_submodule("norm")
+    record.weight.data = torch.arange(1.0, 9)
+    torch.testing.assert_close(moments(model)["norm"].channels().std, record.weight.data)
+
+
+def test_sums_with_numbers_and_factors() -> None:
+    class Sums(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(x)
+            shifted = y + (-1.0)
+            scaled = torch.add(input=shifted, other=F.relu6(x), alpha=2)
+            less = torch.add(scaled, y, alpha=-1)
+            return (-3 + less + x).flatten(1)
+
+    model = Model.from_module(Sums(), (1, 2, 2), (0.0,), (1.0,))
+    by, spreads = {node.name: node for node in model.net.graph.nodes}, moments(model)
+    floors = [floor(model.net, by[name]) for name in ("add", "add_1", "add_2", "add_3")]
+    assert floors == [-1.0, -1.0, -math.inf, -math.inf]
+    torch.testing.assert_close(spreads["add"].mean, spreads["relu"].mean - 1)
+    torch.testing.assert_close(spreads["add_1"].mean, spreads["add"].mean + 2 * spreads["relu6"].mean)
+    torch.testing.assert_close(spreads["add_1"].var, spreads["add"].var + 4 * spreads["relu6"].var)
+    torch.testing.assert_close(spreads["add_3"].mean, spreads["add_2"].mean - 3)
 
 
 def test_attention_has_no_moments_and_layer_norm_gives_new_ones() -> None:

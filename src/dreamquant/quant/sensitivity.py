@@ -168,7 +168,8 @@ class FollowGradient:
     To second order in the error e of one tensor the divergence is E[(e . g)^2] / 2, where g is the gradient of v . logits
     and v is random with the covariance of one draw from the softened probabilities. One backward pass for all places,
     then one forward pass for each number of bits. Ours, near HAWQ (Dong et al. 2019), which takes the Hessian's trace
-    and the size of the weights' error, without its direction. It is good where errors are small: not at 2 bits.
+    and the size of the weights' error, without its direction. It is good where errors are small: not at 2 bits. Of a layer
+    called several times it sees the first call alone, and says so in a note.
     """
 
     count: int = 64
@@ -177,6 +178,9 @@ class FollowGradient:
 
     def __call__(self, student: Student, places: Sequence[Place], bits: Sequence[int], pixels: Tensor, run: Run) -> Losses:
         found, pixels = _Found(), pixels[: self.count]
+        targets = [node.target for node in student.net.graph.nodes]
+        if several := [place.name for place in places if targets.count(place.node.target) > 1]:
+            run.note(f"the gradient saw only the first call of {', '.join(several)}; SwapOneLayer measures all calls")
         with _float(student):
             gradients = self._gradients(student.net, places, pixels, run)
             with torch.no_grad():

@@ -16,7 +16,8 @@ from dreamquant.prepare import scale_columns
 from dreamquant.quant.pairs import pairs
 from dreamquant.quant.student import Student
 from dreamquant.run import Run
-from dreamquant.steps.reestimate import Outputs, batch_norm_behind, outputs
+from dreamquant.steps.correct import batch_norm_behind
+from dreamquant.steps.reestimate import Outputs, outputs
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,9 +11,11 @@ from torch import Tensor, fx
 from dreamquant import graph
 from dreamquant.images import Images
 from dreamquant.model import Model
-from dreamquant.moments import applied, moments
+from dreamquant.moments import applied, channel_axis, moments
 from dreamquant.quant.student import QuantLayer, Student
 from dreamquant.run import Run
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class CorrectBiasFromStatistics:
                 skipped.append(node.name)
                 continue
             error = weight_error(teacher, str(node.target), layer)
-            raise_outputs(student.net, node, -per_channel_mean(applied(layer, error, expected.mean)))
+            raise_outputs(student.net, node, -per_channel_mean(applied(layer, error, expected.mean), channel_axis(layer)))
         if skipped:
             run.note(f"no bias correction, because the mean of what they read is not known: {', '.join(skipped)}")
 
@@ -67,18 +69,37 @@ def weight_error(teacher: Model, name: str, layer: QuantLayer) -> Tensor:
         return layer.quantizer(layer.weight) - weight
 
 
-def per_channel_mean(x: Tensor) -> Tensor:
-    """Mean over everything but the channel: (N, C, H, W), (N, T, C) or (N, C) -> (C,)."""
-    channel = 1 if x.ndim == 4 else x.ndim - 1
-    return x.mean([axis for axis in range(x.ndim) if axis != channel])
+def per_channel_mean(x: Tensor, axis: int) -> Tensor:
+    """Mean over everything but the axis of channels: (N, C, H, W) or (N, ..., C) -> (C,)."""
+    return x.mean([a for a in range(x.ndim) if a != axis % x.ndim])
+
+
+def batch_norm_behind(net: fx.GraphModule, node: fx.Node) -> BatchNorm | None:
+    """The BatchNorm that alone reads the layer at `node`, and reads no other layer elsewhere.
+
+    One behind a linear layer of tokens has tokens for channels, and cannot stand for that layer.
+    """
+    user = next(iter(node.users))
+    tokens = graph.kind(net, node) == "linear" and len(node.meta["shape"]) > 2
+    if graph.kind(net, user) != "bn" or len(node.users) != 1 or tokens:
+        return None
+    if any(n.all_input_nodes[0].target != node.target for n in net.graph.nodes if n.target == user.target):
+        return None
+    module = net.get_submodule(str(user.target))
+    assert isinstance(module, BatchNorm)
+    return module
 
 
 def raise_outputs(net: fx.GraphModule, node: fx.Node, missing: Tensor) -> None:
-    """Add `missing` (C,) to the outputs of the layer at `node`, by the BatchNorm behind it or by its bias."""
-    user = next(iter(node.users))
-    if graph.kind(net, user) == "bn" and len(node.users) == 1:
-        bn = net.get_submodule(str(user.target))
-        assert isinstance(bn, nn.BatchNorm2d | nn.BatchNorm1d) and bn.running_mean is not None
+    """Add `missing` (C,) to the outputs of the layer at `node`, by the BatchNorm behind it or by its bias.
+
+    One that is called several times takes the share of this call, so that all of them add their mean.
+    """
+    bn = batch_norm_behind(net, node)
+    changed = node if bn is None else next(iter(node.users))
+    missing = missing / sum(n.target == changed.target for n in net.graph.nodes)
+    if bn is not None:
+        assert bn.running_mean is not None
         bn.running_mean -= missing  # bn(x + missing) = bn with its mean moved by -missing
         return
     layer = net.get_submodule(str(node.target))
@@ -91,12 +112,12 @@ def raise_outputs(net: fx.GraphModule, node: fx.Node, missing: Tensor) -> None:
 class _Means(fx.Interpreter):
     def __init__(self, net: fx.GraphModule, names: list[str]) -> None:
         super().__init__(net)
-        self.names, self.means = names, dict[str, Tensor]()
+        self.net, self.names, self.means = net, names, dict[str, Tensor]()
 
     def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
         if n.name in self.names and isinstance(value, Tensor):
-            self.means[n.name] = per_channel_mean(value)
+            self.means[n.name] = per_channel_mean(value, -1 if graph.kind(self.net, n) == "linear" else 1)
         return value
 
 

@@ -11,12 +11,13 @@ from torch import Tensor, fx
 from dreamquant import graph
 from dreamquant.images import Images
 from dreamquant.model import Model
-from dreamquant.moments import Spread, applied, moments
+from dreamquant.moments import Spread, applied, channel_axis, moments
 from dreamquant.quant.student import QuantLayer, Student
 from dreamquant.run import Run
-from dreamquant.steps.correct import per_channel_mean, weight_error
+from dreamquant.steps.correct import BatchNorm, batch_norm_behind, per_channel_mean, weight_error
 
-LEAST = 1e-3  # of a channel that rounds to nothing
+LEAST = 1e-3  # a smaller share of the float deviation: the channel rounds to nothing, and no scale brings it back
+TOLD = 1e-3  # a smaller share of independent taps' variance: the filter is zero, sums to zero or reads constants
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,60 +46,59 @@ class ReestimateStatistics:
 
     def __call__(self, student: Student, teacher: Model, images: Images, run: Run) -> None:
         spreads, layers, skipped = moments(teacher), student.layers(), []
+        calls: dict[BatchNorm | QuantLayer, list[Tensor]] = {}  # by what is changed
         for node in graph.of_kind(teacher.net, *graph.LAYERS):
             name, expected = str(node.target), spreads.get(node.all_input_nodes[0].name)
             if expected is None or name not in layers:
                 skipped.append(name)
                 continue
-            found = outputs(teacher, node, layers[name], expected, spreads[node.name])
-            bn = batch_norm_behind(student.net, node)
-            if bn is None:
-                _rescale(layers[name], found, spreads[node.name].channels().mean)
+            found, made = outputs(teacher, node, layers[name], expected, spreads[node.name]), spreads[node.name]
+            changed = batch_norm_behind(student.net, graph.named(student.net, node.name)) or layers[name]
+            calls.setdefault(changed, []).append(torch.stack([found.shift, found.ratio, made.channels().mean]))
+        for changed, several in calls.items():
+            shift, ratio, mean = torch.stack(several).mean(0)
+            if isinstance(changed, BatchNorm):
+                _move(changed, shift, ratio)
             else:
-                assert bn.running_mean is not None and bn.running_var is not None
-                bn.running_mean += found.shift
-                bn.running_var.copy_((bn.running_var + bn.eps) * found.ratio.square() - bn.eps)
+                _rescale(changed, shift, ratio, mean)
         if skipped:
             run.note(f"statistics not re-estimated, because the mean of what they read is not known: {', '.join(skipped)}")
 
 
-def batch_norm_behind(net: fx.GraphModule, node: fx.Node) -> nn.BatchNorm1d | nn.BatchNorm2d | None:
-    """The BatchNorm that alone reads the layer named as `node` is; `node` may be of another copy of the graph."""
-    node = graph.named(net, node.name)
-    user = next(iter(node.users))
-    if graph.kind(net, user) != "bn" or len(node.users) != 1:
-        return None
-    module = net.get_submodule(str(user.target))
-    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-    return module
-
-
 def outputs(teacher: Model, node: fx.Node, layer: QuantLayer, expected: Spread, made: Spread) -> Outputs:
     """How the outputs of a student's layer compare with the teacher's at `node`, given what it reads (`expected`) and `made`."""
-    error = weight_error(teacher, str(node.target), layer)
+    error, axis = weight_error(teacher, str(node.target), layer), channel_axis(layer)
     with torch.no_grad():
         quantized = layer.quantizer(layer.weight)
-    weight, variance = quantized - error, _of_inputs(layer, expected.channels().std.square())
+    weight, variance = quantized - error, _of_inputs(layer, expected.channels(axis).std.square())
     bn = batch_norm_behind(teacher.net, node)
     known = made.channels().std.square() if bn is None else bn.running_var
     assert known is not None
     correlation = tap_correlation(weight, variance, known)
     own, new, both = (inner(a, b, variance, correlation) for a, b in ((weight, weight), (quantized, quantized), (weight, quantized)))
-    ratio = (new / own.clamp_min(1e-20)).sqrt().clamp_min(LEAST)
-    agreement = both / (own * new).sqrt().clamp_min(1e-20)
-    return Outputs(weight, quantized, per_channel_mean(applied(layer, error, expected.mean)), ratio, agreement)
+    told = own > TOLD * inner(weight, weight, variance, 0.0)
+    ratio = (new / own.clamp_min(1e-20)).sqrt()
+    ratio = torch.where(told & (ratio > LEAST), ratio, 1.0)
+    agreement = torch.where(told, both / (own * new).sqrt().clamp_min(1e-20), 1.0)
+    return Outputs(weight, quantized, per_channel_mean(applied(layer, error, expected.mean), axis), ratio, agreement)
 
 
-def _rescale(layer: QuantLayer, found: Outputs, mean: Tensor) -> None:
+def _move(bn: BatchNorm, shift: Tensor, ratio: Tensor) -> None:
+    assert bn.running_mean is not None and bn.running_var is not None
+    bn.running_mean += shift
+    bn.running_var.copy_((bn.running_var + bn.eps) * ratio.square() - bn.eps)
+
+
+def _rescale(layer: QuantLayer, shift: Tensor, ratio: Tensor, mean: Tensor) -> None:
     """y' = mean + (y - mean - shift) / ratio, by the grid's scale and the bias."""
     per_channel = layer.quantizer.format.per == "channel"
-    ratio = found.ratio if per_channel else torch.ones_like(found.ratio)
+    ratio = ratio if per_channel else torch.ones_like(ratio)
     wide = (-1, *[1] * (layer.weight.ndim - 1))
     layer.weight.data /= ratio.view(wide)
     if per_channel:
         layer.quantizer.scale.data /= ratio.view(wide)
     bias = torch.zeros_like(mean) if layer.bias is None else layer.bias.detach()
-    layer.bias = nn.Parameter(mean * (1 - 1 / ratio) + (bias - found.shift) / ratio, requires_grad=False)
+    layer.bias = nn.Parameter(mean * (1 - 1 / ratio) + (bias - shift) / ratio, requires_grad=False)
 
 
 def _of_inputs(layer: QuantLayer, values: Tensor) -> Tensor:
