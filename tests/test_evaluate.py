@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import importlib
 import io
 import json
 import lzma
@@ -19,9 +18,7 @@ import torch.nn as nn
 from PIL import Image
 from torch import Tensor
 
-from dreamquant import LabelledImages, Model, evaluate
-
-evaluation = importlib.import_module("dreamquant.evaluate")  # the package shows the function of that name
+from dreamquant import LabelledImages, Model, evaluate, labelled
 
 
 class Reads(nn.Module):
@@ -155,10 +152,10 @@ def test_decoding_is_bounded(model: Model, tmp_path: Path, monkeypatch: pytest.M
     source = write(tmp_path / "x", {"0.png": 0, "1.png": 1})
     colour(2, (80, 80)).save(source / "2.png")
     (source / "3.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n%%EOF\n")
-    monkeypatch.setattr(evaluation, "LARGEST_IMAGE", 1000)
+    monkeypatch.setattr(labelled, "LARGEST_IMAGE", 1000)
     assert LabelledImages.open(source).unreadable == ("2.png", "3.jpg")
     (source / "1.png").write_bytes(png(colour(1)) + b" " * 5000)
-    monkeypatch.setattr(evaluation, "LARGEST_FILE", 4000)
+    monkeypatch.setattr(labelled, "LARGEST_FILE", 4000)
     for path in (source, packed(source)):
         assert [Path(name).name for name in LabelledImages.open(path).unreadable] == ["1.png", "2.png", "3.jpg"]
 
