@@ -170,6 +170,18 @@ def test_a_class_without_images_keeps_its_number(archived: bool, tmp_path: Path)
 
 
 @pytest.mark.parametrize("archived", [False, True])
+def test_numbered_images_beside_empty_folders_are_of_one_class(archived: bool, model: Model, tmp_path: Path) -> None:
+    source = write(tmp_path / "x", {"b/0.png": 1, "b/1.png": 1, "b/2.png": 1})
+    (source / "a").mkdir()
+    (source / "c").mkdir()
+    data = LabelledImages.open(packed(source) if archived else source)
+    assert data.labels == (1, 1, 1) and data.folders == 3
+    indexed = write(tmp_path / "y", {"0.png": 0, "2.png": 2})
+    (indexed / "notes").mkdir()
+    assert sorted(LabelledImages.open(indexed).labels) == [0, 2]
+
+
+@pytest.mark.parametrize("archived", [False, True])
 def test_folders_of_some_classes_are_refused(archived: bool, model: Model, tmp_path: Path) -> None:
     """Two of three colours would become classes 0 and 1, whichever they are."""
     source = write(tmp_path / "x", {"blue/0.png": 2, "green/0.png": 1})

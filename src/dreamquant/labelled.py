@@ -180,11 +180,11 @@ def _of_files(source: str, names: list[str], folders: list[str], data: Callable[
         raise ValueError(f"{source} holds no images; give class sub-folders, or files named INDEX.jpg")
     parents = [PurePosixPath(names[number]).parent for number in inside]
     stems = [PurePosixPath(names[number]).stem for number in inside]
-    order: dict[str, int] | None = None
-    if all(stem.isdecimal() for stem in stems) and len(set(parents)) == 1:
+    order = _order(parents, folders)
+    indexed = all(stem.isdecimal() for stem in stems) and len(set(parents)) == 1 and (not parents[0].name or len(order) == 1)
+    if indexed:
         labels = [int(stem) for stem in stems]
     elif all(parent.name for parent in parents):
-        order = _order(parents, folders)
         labels = [order[parent.name] for parent in parents]
     else:
         odd = next(names[number] for number, parent in zip(inside, parents, strict=True) if not parent.name)
@@ -208,7 +208,7 @@ def _of_files(source: str, names: list[str], folders: list[str], data: Callable[
         tuple(names[number] for number in kept),
         tuple(unreadable),
         checksum,
-        None if order is None else len(order),
+        None if indexed else len(order),
     )
 
 
