@@ -182,6 +182,13 @@ def test_numbered_images_beside_empty_folders_are_of_one_class(archived: bool, m
 
 
 @pytest.mark.parametrize("archived", [False, True])
+def test_hidden_folders_are_no_classes(archived: bool, tmp_path: Path) -> None:
+    source = write(tmp_path / ".cache" / "x", {"a/0.png": 0, "b/0.png": 1, ".ipynb_checkpoints/0.png": 0, ".trash/a/9.png": 1})
+    data = LabelledImages.open(packed(source) if archived else source)
+    assert data.labels == (0, 1) and data.folders == 2
+
+
+@pytest.mark.parametrize("archived", [False, True])
 def test_folders_of_some_classes_are_refused(archived: bool, model: Model, tmp_path: Path) -> None:
     """Two of three colours would become classes 0 and 1, whichever they are."""
     source = write(tmp_path / "x", {"blue/0.png": 2, "green/0.png": 1})

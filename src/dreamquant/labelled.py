@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Protocol
 
 import numpy as np
@@ -81,7 +81,7 @@ class LabelledImages:
         if path.suffix == ".npz":
             return _of_arrays(path)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if not p.name.startswith("."))
+            inside = sorted(p for p in path.rglob("*") if not _hidden(p.relative_to(path)))
             files = [p for p in inside if p.is_file() or p.is_symlink()]
             folders = [p.relative_to(path).as_posix() for p in inside if p.is_dir()]
             return _of_files(str(path), [p.relative_to(path).as_posix() for p in files], folders, lambda i: _bytes_of(files[i]))
@@ -111,6 +111,11 @@ class LabelledImages:
             numbers = range(start, min(start + size, count))
             pixels = torch.stack([_fitted(self.read(number), network.shape) for number in numbers])
             yield (pixels.float() / 255 - mean) / std, torch.tensor([self.labels[number] for number in numbers])
+
+
+def _hidden(path: PurePath) -> bool:
+    """Whether a file is hidden, or lies in a hidden folder, as copies in .ipynb_checkpoints do."""
+    return any(part.startswith(".") and part != ".." for part in path.parts)
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -150,7 +155,7 @@ def _listed(path: Path) -> tuple[tarfile.TarFile, list[tarfile.TarInfo]]:
 def _of_tar(path: Path) -> LabelledImages:
     """Read in memory: nothing is unpacked, so no member can escape."""
     archive, listed = _listed(path)
-    inside = [m for m in listed if not PurePosixPath(m.name).name.startswith(".")]
+    inside = [m for m in listed if not _hidden(PurePosixPath(m.name))]
     members = [m for m in inside if not m.isdir()]
 
     def data(number: int) -> bytes:
