@@ -236,7 +236,7 @@ def test_data_that_cannot_be_used(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none of 1 images can be read, a/x\.png"):
         LabelledImages.open(tmp_path / "all")
     (tmp_path / "text.tar").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="no folder, tar or npz"):
+    with pytest.raises(ValueError, match=r"no folder, tar or npz of images \(file could not be opened successfully\)$"):
         LabelledImages.open(tmp_path / "text.tar")
     with tarfile.open(tmp_path / "whole.tgz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a/0.png"))

@@ -136,6 +136,11 @@ def _decoded(data: bytes) -> Image.Image:
     return image
 
 
+def _first_line(error: BaseException) -> str:
+    """What an error says, without the list of attempts that follows it."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
+
+
 def _listed(path: Path) -> tuple[tarfile.TarFile, list[tarfile.TarInfo]]:
     """An open archive and its members. ValueError where it is none, or does not end as an archive does: with a block of zeros."""
     try:
@@ -146,7 +151,7 @@ def _listed(path: Path) -> tuple[tarfile.TarFile, list[tarfile.TarInfo]]:
         stream.seek(archive.offset)  # where tarfile stopped, as it does without a word at half a header or none
         end = stream.read(tarfile.BLOCKSIZE)
     except DAMAGED as error:
-        raise ValueError(f"{path} is no folder, tar or npz of images ({error})") from None
+        raise ValueError(f"{path} is no folder, tar or npz of images ({_first_line(error)})") from None
     if end != bytes(tarfile.BLOCKSIZE):
         raise ValueError(f"{path} is cut off or damaged after {sum(m.isfile() for m in members)} files; fetch it again")
     return archive, members
@@ -222,8 +227,7 @@ def _of_arrays(path: Path) -> LabelledImages:
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]
     except Exception as error:  # zipfile, zlib and numpy raise whatever the damage leads them to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is no npz with x (N, H, W, C) uint8 and y (N,): {reason}") from None
+        raise ValueError(f"{path} is no npz with x (N, H, W, C) uint8 and y (N,): {_first_line(error)}") from None
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or y.shape != (len(x),) or not len(x):
         raise ValueError(f"{path}: x is {x.dtype} {x.shape} and y {y.shape}; wanted uint8 (N, H, W, 1 or 3) and (N,)")
     if y.dtype.kind not in "iu" or y.min() < 0:
