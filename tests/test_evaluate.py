@@ -233,7 +233,7 @@ def test_data_that_cannot_be_used(model: Model, tmp_path: Path) -> None:
         LabelledImages.open(tmp_path / "empty")
     (tmp_path / "all" / "a").mkdir(parents=True)
     (tmp_path / "all" / "a" / "x.png").write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"none of 1 images can be read, a/x\.png"):
+    with pytest.raises(ValueError, match=r"none of 1 images can be read, a/x\.png first \(not an image of a known format\)"):
         LabelledImages.open(tmp_path / "all")
     (tmp_path / "text.tar").write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"no folder, tar or npz of images \(file could not be opened successfully\)$"):
@@ -262,6 +262,21 @@ def test_images_are_fitted_to_the_network(tmp_path: Path) -> None:
         )
         ((x, labels),) = data.batches(model)
         assert x.shape == (2, *shape) and labels.tolist() == [0, 1]
+
+
+def test_images_of_16_bits_keep_their_greys(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    for number, suffix in enumerate(("png", "tif")):
+        Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(tmp_path / "x" / f"{number}.{suffix}")
+    ((x, _),) = LabelledImages.open(tmp_path / "x").batches(Model.from_module(Reads(), (3, 8, 8), (0.0,) * 3, (1.0,) * 3))
+    assert (x * 255).round().unique().tolist() == [30000 // 256]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_images_of_unknown_white_cannot_be_read(kind: type, tmp_path: Path) -> None:
+    Image.fromarray(np.ones((8, 8), kind)).save(tmp_path / "0.tif")
+    with pytest.raises(ValueError, match="pixels of more than 8 bits, of which it is not known what is white"):
+        LabelledImages.open(tmp_path)
 
 
 def test_real_images_and_third_party_weights(data_folder: Path) -> None:

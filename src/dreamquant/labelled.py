@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF")  # by content: no other decoder runs, whatever a file is called
@@ -50,7 +50,7 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Real images and their classes, read when they are needed. `unreadable` names the files that are no image; `checksum` is
+    """Real images and their classes, read when they are needed. `unreadable` names the files that cannot be read; `checksum` is
     of all contents; `folders` is the number of class folders, empty ones too, where those in sorted order are the classes."""
 
     source: str
@@ -131,6 +131,12 @@ def _decoded(data: bytes) -> Image.Image:
         if image.width * image.height > LARGEST_IMAGE:
             raise ValueError("more than 100 million pixels")
         image.load()
+        if image.mode.startswith("I;16"):
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # convert() would make all above 255 white
+        if image.mode in ("I", "F"):
+            raise ValueError("pixels of more than 8 bits, of which it is not known what is white")
+    except UnidentifiedImageError:
+        raise OSError("not an image of a known format") from None
     except Exception as error:  # decoders raise whatever the damage leads them to
         raise OSError(str(error)) from None
     return image
@@ -199,17 +205,18 @@ def _of_files(source: str, names: list[str], folders: list[str], data: Callable[
     else:
         odd = next(names[number] for number, parent in zip(inside, parents, strict=True) if not parent.name)
         raise ValueError(f"{source}: {odd} is in no class sub-folder and not named INDEX.jpg, so its class is not known")
-    good, unreadable, checksum = [], [], 0
+    good, unreadable, reasons, checksum = [], [], [], 0
     for place, number in enumerate(inside):
         try:
             content = data(number)
             _decoded(content).close()
             good.append(place)
             checksum = zlib.crc32(content, checksum)
-        except (*DAMAGED, ValueError):
+        except (*DAMAGED, ValueError) as error:
             unreadable.append(names[number])
+            reasons.append(_first_line(error))
     if not good:
-        raise ValueError(f"{source}: none of {len(inside)} images can be read, {', '.join(unreadable[:SHOWN])} first")
+        raise ValueError(f"{source}: none of {len(inside)} images can be read, {', '.join(unreadable[:SHOWN])} first ({reasons[0]})")
     kept = [inside[place] for place in good]
     return LabelledImages(
         source,
