@@ -47,7 +47,7 @@ def search(name: str, iterations: int = 400, seed: int = 0) -> dict[str, object]
 
 def searched(bits: str = "w3a3", effort: str = "fast", ends: int | None = None) -> Recipe:
     """ARC with the cells that were found for the digits."""
-    words = json.loads((RESULTS / "zoo-resnet-digits.json").read_text())["genotype"]
+    words = json.loads((RESULTS / "zoo-resnet-digits.json").read_text(encoding="utf-8"))["genotype"]
     recipe = find("arc")(bits, effort, ends)
     ranges, step = recipe.steps
     assert isinstance(step, CoTrain) and isinstance(step.dream.generator, Cells)

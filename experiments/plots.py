@@ -37,7 +37,7 @@ MANY = 512  # images of which a spectrum is taken
 def read(sources: list[str]) -> list[Result]:
     """The result files named, and those of folders."""
     files = [file for path in map(Path, sources) for file in ([path] if path.is_file() else sorted(path.glob("*.json")))]
-    return [json.loads(file.read_text()) for file in files]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def bars(results: list[Result], column: str) -> str:

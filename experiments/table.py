@@ -173,7 +173,7 @@ def main() -> None:
     files = sorted(path for folder in args.folders for path in folder.glob("*.json"))
     if not files:
         raise SystemExit("no results there; give folders that `dreamquant bench` wrote")
-    results = [json.loads(path.read_text()) for path in files]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     results = of_grid(results, args.grid) if args.grid else results
     if args.compare:
         print(compared(results, args.compare))

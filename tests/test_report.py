@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,6 +158,15 @@ def test_equal_folders_give_equal_pages(tmp_path: Path) -> None:
 def test_files_that_could_not_be_read_are_counted_and_named(tmp_path: Path) -> None:
     page = write_report(make_folder(tmp_path / "job", {**RESULT, "unreadable": [f"cat/{n}.png" for n in range(6)]})).read_text()
     assert "6 files of the evaluation data could not be read: cat/0.png" in page and "and 2 more (all in result.json)" in page
+
+
+def test_a_name_that_is_no_utf_8_is_told_in_any_locale(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "job", {**RESULT, "unreadable": [os.fsdecode(b"cat/\xff.png")]})
+    script = "import sys; from dreamquant.report import write_report; write_report(sys.argv[1])"
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", script, str(folder)], check=True, env=plain | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "could not be read: cat/\\udcff.png" in page and "×" in page
 
 
 @pytest.mark.parametrize(("residual", "bits"), [(None, [3]), (8, [8])])

@@ -162,7 +162,7 @@ def kilobytes(count: float) -> str:
 
 
 def _template() -> jinja2.Template:
-    source = importlib.resources.files("dreamquant.report").joinpath("template.html").read_text()
+    source = importlib.resources.files("dreamquant.report").joinpath("template.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["kilobytes"] = kilobytes
     return environment.from_string(source)
