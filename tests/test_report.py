@@ -23,7 +23,7 @@ from dreamquant.report import write_report
 from dreamquant.report.layers import bits_of_sums, decibels, layer_rows
 from dreamquant.report.likeness import likeness, plane, similarity
 from dreamquant.report.page import headline, kilobytes, percent
-from dreamquant.report.pictures import curve_chart, noise_chart, plane_chart, sheet, similarity_chart, spectrum_chart
+from dreamquant.report.pictures import bits_chart, curve_chart, noise_chart, plane_chart, sheet, similarity_chart, spectrum_chart
 from test_quantized import small, student_of
 
 RESULT: dict[str, Any] = {
@@ -206,6 +206,12 @@ def test_charts() -> None:
     assert "layer&lt;1&gt;" in noise_chart([{"name": "layer<1>", "sqnr_db": 12.0}])
     assert curve_chart("x", [(0, {"a": 1.0})]) == ""
     assert "<svg" in curve_chart("x", [(0, {"a": 1.0}), (1, {"a": -1.0, "b": 2.0}), (2, {})])
+
+
+@pytest.mark.parametrize("name", ["b$}{$", "a$b$c", "one$"])
+def test_dollars_in_names_are_no_mathematics(name: str) -> None:
+    layers = [{**LAYERS[0], "name": name}]
+    assert f">{name}</text>" in noise_chart(layers) and f">{name}</text>" in bits_chart(layers)
 
 
 def test_a_curve_names_what_is_counted() -> None:
