@@ -298,6 +298,12 @@ def test_pages_say_what_their_files_say(name: str) -> None:
     assert told and told <= written
 
 
+def test_photographs_are_tabulated_as_their_command_does() -> None:
+    folder = FOLDER / "results" / "photographs"
+    written = load_file(FOLDER / "table.py").table(load_file(FOLDER / "plots.py").read([str(folder)]))
+    assert folder.with_suffix(".md").read_text().endswith(f"\n\n{written}\n")
+
+
 def test_the_readme_compares_as_its_command_does() -> None:
     tables, readme = load_file(FOLDER / "table.py"), (FOLDER.parent / "README.md").read_text()
     _, between, after = readme.split("<!-- compared -->")
