@@ -101,7 +101,7 @@ def dreamed(folder: str) -> torch.Tensor:
 def real(path: str) -> torch.Tensor:
     """Pixels of the first images of some data."""
     data = LabelledImages.open(path)
-    chosen = [np.atleast_3d(data.read(number)) for number in torch.linspace(0, len(data) - 1, MANY).int().tolist()]
+    chosen = [np.atleast_3d(np.array(data.read(number))) for number in torch.linspace(0, len(data) - 1, MANY).int().tolist()]
     return torch.from_numpy(np.stack(chosen)).permute(0, 3, 1, 2).float()
 
 
