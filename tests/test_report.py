@@ -22,7 +22,7 @@ from dreamquant.quant.scheme import uniform
 from dreamquant.report import write_report
 from dreamquant.report.layers import bits_of_sums, decibels, layer_rows
 from dreamquant.report.likeness import likeness, plane, similarity
-from dreamquant.report.page import headline, kilobytes, percent
+from dreamquant.report.page import headline, kilobytes, left_out, percent
 from dreamquant.report.pictures import bits_chart, curve_chart, noise_chart, plane_chart, sheet, similarity_chart, spectrum_chart
 from test_quantized import small, student_of
 
@@ -163,6 +163,7 @@ def test_files_that_could_not_be_read_are_counted_and_named(tmp_path: Path) -> N
 def test_a_name_that_is_no_utf_8_is_told_in_any_locale(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "job", {**RESULT, "unreadable": [os.fsdecode(b"cat/\xff.png")]})
     script = "import sys; from dreamquant.report import write_report; write_report(sys.argv[1])"
+    assert left_out([os.fsdecode(b"\xff.png")]).endswith(r"could not be read: \udcff.png")
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-c", script, str(folder)], check=True, env=plain | {"PYTHONPATH": os.pathsep.join(sys.path)})
     page = (folder / "report.html").read_text(encoding="utf-8")

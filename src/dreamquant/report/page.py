@@ -139,7 +139,8 @@ def export_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 def left_out(unreadable: Sequence[str]) -> str:
     """How many files of the evaluation data could not be read, and which; "" where all could."""
     rest = len(unreadable) - NAMED
-    names = ", ".join(unreadable[:NAMED]) + (f" and {rest} more (all in result.json)" if rest > 0 else "")
+    named = ", ".join(unreadable[:NAMED]).encode(errors="backslashreplace").decode()  # a terminal writes no name that is not UTF-8
+    names = named + (f" and {rest} more (all in result.json)" if rest > 0 else "")
     count = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
     return f"{count} of the evaluation data could not be read: {names}" if unreadable else ""
 
