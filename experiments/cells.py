@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dreamquant import Run, load_model
 from dreamquant.cli.bench import commit
+from dreamquant.folder import write_json
 from dreamquant.job import Job, device_words
 from dreamquant.loading import load_file
 from dreamquant.losses.image import BatchNormDeviation, ClassTarget
@@ -26,6 +27,11 @@ from dreamquant.synthesis.cells import Cells, Genotype
 from dreamquant.synthesis.cellsearch import SearchCells
 
 RESULTS = Path(__file__).resolve().parent / "results" / "cells"
+
+
+def file_of(model: str) -> Path:
+    """Where what was found for a model is written down."""
+    return RESULTS / f"{model.replace(':', '-').replace('/', '-')}.json"
 
 
 def search(name: str, iterations: int = 400, seed: int = 0) -> dict[str, object]:
@@ -47,7 +53,7 @@ def search(name: str, iterations: int = 400, seed: int = 0) -> dict[str, object]
 
 def searched(bits: str = "w3a3", effort: str = "fast", ends: int | None = None) -> Recipe:
     """ARC with the cells that were found for the digits."""
-    words = json.loads((RESULTS / "zoo-resnet-digits.json").read_text())["genotype"]
+    words = json.loads((RESULTS / "zoo-resnet-digits.json").read_text(encoding="utf-8"))["genotype"]
     recipe = find("arc")(bits, effort, ends)
     ranges, step = recipe.steps
     assert isinstance(step, CoTrain) and isinstance(step.dream.generator, Cells)
@@ -67,6 +73,5 @@ def grid() -> list[Job]:
 
 if __name__ == "__main__":
     found = search(sys.argv[1], *map(int, sys.argv[2:3]))
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{sys.argv[1].replace(':', '-')}.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_json(file_of(sys.argv[1]), found)
     sys.stdout.write(f"{found['genotype']}\n")

@@ -159,7 +159,7 @@ def main() -> None:
         sets = {"real": real_images(model, chosen.real, kinds), **sets}
     chosen.out.mkdir(parents=True, exist_ok=True)
     for name, chart in figures(model, sets, kinds).items():
-        (chosen.out / f"{name}.svg").write_text(chart)
+        (chosen.out / f"{name}.svg").write_text(chart, encoding="utf-8")
 
 
 if __name__ == "__main__":

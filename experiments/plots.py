@@ -37,13 +37,21 @@ MANY = 512  # images of which a spectrum is taken
 def read(sources: list[str]) -> list[Result]:
     """The result files named, and those of folders."""
     files = [file for path in map(Path, sources) for file in ([path] if path.is_file() else sorted(path.glob("*.json")))]
-    return [json.loads(file.read_text()) for file in files]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def known(results: list[Result], column: str) -> list[Result]:
+    """The results that have a value in a column, as without evaluation most have not; ValueError where none has."""
+    found = [result for result in results if COLUMNS[column](result) is not None]
+    if not found:
+        raise ValueError(f"no result has a value in the column {column!r}")
+    return found
 
 
 def bars(results: list[Result], column: str) -> str:
     """One bar for each recipe and setting, the largest on top."""
     groups: dict[str, list[float]] = defaultdict(list)
-    for result in results:
+    for result in known(results, column):
         groups[TABLE.named(result["recipe"] + TABLE.ends(result), result["job"]["set"])].append(COLUMNS[column](result))
     names = sorted(groups, key=lambda name: mean(groups[name]))
     figure, axes = axes_of(6, 0.8 + 0.28 * len(names))
@@ -59,7 +67,7 @@ def bars(results: list[Result], column: str) -> str:
 def sweep(results: list[Result], column: str) -> str:
     """The column, from zero, over the value of the last setting, logarithmic where the values are multiples of each other."""
     lines: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for result in (r for r in results if r["job"]["set"]):
+    for result in (r for r in known(results, column) if r["job"]["set"]):
         path, _, value = result["job"]["set"][-1].partition("=")
         lines[f"{result['recipe']}{TABLE.ends(result)}: {path.rpartition('.')[2]}"][float(value)].append(COLUMNS[column](result))
     figure, axes = axes_of(5, 3)
@@ -93,11 +101,8 @@ def dreamed(folder: str) -> torch.Tensor:
 def real(path: str) -> torch.Tensor:
     """Pixels of the first images of some data."""
     data = LabelledImages.open(path)
-    return (
-        torch.stack([torch.from_numpy(np.array(data.read(number))) for number in torch.linspace(0, len(data) - 1, MANY).int()])
-        .permute(0, 3, 1, 2)
-        .float()
-    )
+    chosen = [np.atleast_3d(np.array(data.read(number))) for number in torch.linspace(0, len(data) - 1, MANY).int().tolist()]
+    return torch.from_numpy(np.stack(chosen)).permute(0, 3, 1, 2).float()
 
 
 def main() -> None:

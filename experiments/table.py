@@ -37,18 +37,23 @@ def points(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
+def top1(scores: Result | None) -> float | None:
+    """In percent; None where nothing was evaluated."""
+    return points((scores or {}).get("top1"))
+
+
 def drop(scores: Result | None) -> float | None:
     """Points of accuracy lost against float."""
     return None if not scores or not scores["fp"] else points(scores["fp"]["top1"] - scores["quantized"]["top1"])
 
 
 COLUMNS: dict[str, Callable[[Result], float | None]] = {
-    "float": lambda r: points(r["fp"]["top1"]),
-    "quantized": lambda r: points(r["quantized"]["top1"]),
+    "float": lambda r: top1(r["fp"]),
+    "quantized": lambda r: top1(r["quantized"]),
     "drop": drop,
     "kept": lambda r: points(r["kept"]),
     "agreement": lambda r: points(r["agreement"]),
-    "deployed": lambda r: points(r["deployed"]["top1"]) if r["deployed"] else None,
+    "deployed": lambda r: top1(r["deployed"]),
     "cka": lambda r: points(r.get("cka")),
     "alike within class": lambda r: points((r.get("images") or {}).get("similarity_within_class")),
     "centres hit": lambda r: points((r.get("images") or {}).get("centres_hit")),
@@ -116,12 +121,18 @@ def table(results: Sequence[Result], columns: Sequence[str] = tuple(COLUMNS)) ->
     return "\n".join(lines)
 
 
+def falling(bits: str) -> tuple[bool, int, int]:
+    """A key that sorts bits: many before few, mixtures last."""
+    number = re.match(r"w(\d+)", bits)
+    return number is None, -int(number[1]) if number else 0, len(bits)
+
+
 def pivot(results: Sequence[Result], column: str) -> str:
     """Markdown, one table for each model: a row for each recipe and effort, a column for each of the bits."""
     tables = []
     for model in sorted({result["model"] for result in results}):
         mine = [result for result in results if result["model"] == model]
-        bits = list(dict.fromkeys(sorted(map(formats, mine), key=lambda b: (not b.startswith("w"), -int(b.strip("w")[0]), len(b)))))
+        bits = list(dict.fromkeys(sorted(map(formats, mine), key=falling)))
         lines = [f"{model}: {column}", "", "| recipe | effort | " + " | ".join(bits) + " |", "|" + "---|" * (len(bits) + 2)]
         for key in sorted({(r["recipe"], settings_of(r), r["effort"]) for r in mine}, key=lambda k: (k[0], in_order(k[1]), k[2])):
             recipe, settings, effort = key
@@ -152,7 +163,7 @@ def compared(results: Sequence[Result], across: Sequence[Shown]) -> str:
         return [r for r in plain if (r["recipe"], r["model"], r["bits"]) == (name, model, bits)]
 
     def kept(recipe: str) -> float:
-        return statistics.mean([r["kept"] for r in found(recipe, *across[0][:2], across[0][3])] or [0.0])
+        return statistics.mean([r["kept"] for r in found(recipe, *across[0][:2], across[0][3]) if r["kept"] is not None] or [0.0])
 
     heads = [f"{model.split(':')[-1]} {bits}: {column}" + f" with {modifier}" * bool(modifier) for model, bits, column, modifier in across]
     lines = ["| recipe | " + " | ".join(heads) + " |", "|" + "---|" * (len(across) + 1)]
@@ -173,7 +184,7 @@ def main() -> None:
     files = sorted(path for folder in args.folders for path in folder.glob("*.json"))
     if not files:
         raise SystemExit("no results there; give folders that `dreamquant bench` wrote")
-    results = [json.loads(path.read_text()) for path in files]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     results = of_grid(results, args.grid) if args.grid else results
     if args.compare:
         print(compared(results, args.compare))

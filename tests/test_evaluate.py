@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import importlib
 import io
 import json
 import lzma
@@ -19,9 +18,7 @@ import torch.nn as nn
 from PIL import Image
 from torch import Tensor
 
-from dreamquant import LabelledImages, Model, evaluate
-
-evaluation = importlib.import_module("dreamquant.evaluate")  # the package shows the function of that name
+from dreamquant import LabelledImages, Model, evaluate, labelled
 
 
 class Reads(nn.Module):
@@ -155,10 +152,10 @@ def test_decoding_is_bounded(model: Model, tmp_path: Path, monkeypatch: pytest.M
     source = write(tmp_path / "x", {"0.png": 0, "1.png": 1})
     colour(2, (80, 80)).save(source / "2.png")
     (source / "3.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n%%EOF\n")
-    monkeypatch.setattr(evaluation, "LARGEST_IMAGE", 1000)
+    monkeypatch.setattr(labelled, "LARGEST_IMAGE", 1000)
     assert LabelledImages.open(source).unreadable == ("2.png", "3.jpg")
     (source / "1.png").write_bytes(png(colour(1)) + b" " * 5000)
-    monkeypatch.setattr(evaluation, "LARGEST_FILE", 4000)
+    monkeypatch.setattr(labelled, "LARGEST_FILE", 4000)
     for path in (source, packed(source)):
         assert [Path(name).name for name in LabelledImages.open(path).unreadable] == ["1.png", "2.png", "3.jpg"]
 
@@ -170,6 +167,25 @@ def test_a_class_without_images_keeps_its_number(archived: bool, tmp_path: Path)
     (source / ".cache").mkdir()
     data = LabelledImages.open(packed(source) if archived else source)
     assert sorted(data.labels) == [0, 2]
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_numbered_images_beside_empty_folders_are_of_one_class(archived: bool, model: Model, tmp_path: Path) -> None:
+    source = write(tmp_path / "x", {"b/0.png": 1, "b/1.png": 1, "b/2.png": 1})
+    (source / "a").mkdir()
+    (source / "c").mkdir()
+    data = LabelledImages.open(packed(source) if archived else source)
+    assert data.labels == (1, 1, 1) and data.folders == 3
+    indexed = write(tmp_path / "y", {"0.png": 0, "2.png": 2})
+    (indexed / "notes").mkdir()
+    assert sorted(LabelledImages.open(indexed).labels) == [0, 2]
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_hidden_folders_are_no_classes(archived: bool, tmp_path: Path) -> None:
+    source = write(tmp_path / ".cache" / "x", {"a/0.png": 0, "b/0.png": 1, ".ipynb_checkpoints/0.png": 0, ".trash/a/9.png": 1})
+    data = LabelledImages.open(packed(source) if archived else source)
+    assert data.labels == (0, 1) and data.folders == 2
 
 
 @pytest.mark.parametrize("archived", [False, True])
@@ -217,10 +233,10 @@ def test_data_that_cannot_be_used(model: Model, tmp_path: Path) -> None:
         LabelledImages.open(tmp_path / "empty")
     (tmp_path / "all" / "a").mkdir(parents=True)
     (tmp_path / "all" / "a" / "x.png").write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"none of 1 images can be read, a/x\.png"):
+    with pytest.raises(ValueError, match=r"none of 1 images can be read, a/x\.png first \(not an image of a known format\)"):
         LabelledImages.open(tmp_path / "all")
     (tmp_path / "text.tar").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="no folder, tar or npz"):
+    with pytest.raises(ValueError, match=r"no folder, tar or npz of images \(file could not be opened successfully\)$"):
         LabelledImages.open(tmp_path / "text.tar")
     with tarfile.open(tmp_path / "whole.tgz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a/0.png"))
@@ -246,6 +262,21 @@ def test_images_are_fitted_to_the_network(tmp_path: Path) -> None:
         )
         ((x, labels),) = data.batches(model)
         assert x.shape == (2, *shape) and labels.tolist() == [0, 1]
+
+
+def test_images_of_16_bits_keep_their_greys(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    for number, suffix in enumerate(("png", "tif")):
+        Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(tmp_path / "x" / f"{number}.{suffix}")
+    ((x, _),) = LabelledImages.open(tmp_path / "x").batches(Model.from_module(Reads(), (3, 8, 8), (0.0,) * 3, (1.0,) * 3))
+    assert (x * 255).round().unique().tolist() == [30000 // 256]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_images_of_unknown_white_cannot_be_read(kind: type, tmp_path: Path) -> None:
+    Image.fromarray(np.ones((8, 8), kind)).save(tmp_path / "0.tif")
+    with pytest.raises(ValueError, match="pixels of more than 8 bits, of which it is not known what is white"):
+        LabelledImages.open(tmp_path)
 
 
 def test_real_images_and_third_party_weights(data_folder: Path) -> None:

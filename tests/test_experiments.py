@@ -207,6 +207,38 @@ def test_results_become_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(f">{name}<" in shown for name in ("dreamed", "real", "1/f"))
 
 
+def test_jobs_that_were_not_evaluated_are_left_out() -> None:
+    tables, plots = load_file(FOLDER / "table.py"), load_file(FOLDER / "plots.py")
+    nothing = dict.fromkeys(("fp", "quantized", "agreement", "kept", "deployed", "ends"))
+    rest = {"model": "net", "recipe": "rtn", "effort": "fast", "device": "cpu", "job": {"set": ["count=2"]}}
+    result = {**nothing, **rest, "bits": "w3a3", "seconds": {"synthesis": 0.0, "quantize": 1.0, "total": 1.0}}
+    measured = [{**result, "kept": 0.5, "bits": bits} for bits in ("mixed:4.0a4", "w3a3", "w10a10")]
+    assert "| rtn count=2 | fast | 1 |  |  |  |  |" in tables.table([result])
+    assert tables.pivot([result, *measured], "kept").splitlines()[2:] == [
+        "| recipe | effort | w10a10 | w3a3 | mixed:4.0a4 |",
+        "|---|---|---|---|---|",
+        "| rtn count=2 | fast | 50.0 | 50.0 | 50.0 |",
+    ]
+    unset = {**result, "job": {}}
+    assert tables.compared([unset, {**unset, "kept": 0.5}], [("net", "w3a3", "kept", "")]).splitlines()[2:] == ["| `rtn` | 50.0 |"]
+    for draw in (plots.bars, plots.sweep):
+        assert draw([result, *measured], "kept") == draw(measured, "kept")
+        with pytest.raises(ValueError, match="no result has a value in the column 'float'"):
+            draw([result], "float")
+
+
+def test_spectra_of_images_of_one_channel(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 255, (6, 16, 16, 1), np.uint8)
+    np.savez(tmp_path / "grey.npz", x=x, y=np.zeros(6, int))
+    assert ">grey<" in load_file(FOLDER / "plots.py").spectra([f"grey={tmp_path / 'grey.npz'}"])
+
+
+def test_a_genotype_is_written_down_wherever_its_model_lies() -> None:
+    module = load_file(FOLDER / "cells.py")
+    assert module.file_of("zoo:resnet-digits") == module.RESULTS / "zoo-resnet-digits.json"
+    assert module.file_of("../nets/net.py:make").parent == module.RESULTS
+
+
 def test_rows_are_in_the_order_of_what_was_set() -> None:
     tables = load_file(FOLDER / "table.py")
     rising = [(), ("a.share=0.125",), ("a.share=0.25",), ("a.share=0.5",), ("count=64",), ("count=128",), ("mode=deep",), ("mode=flat",)]
@@ -264,6 +296,12 @@ def test_pages_say_what_their_files_say(name: str) -> None:
     written = {line for shown in columns for line in tables.table(results, shown).splitlines()[2:]}
     told = {line for line in page if line.startswith(("| zoo:", "| networks.py:"))}
     assert told and told <= written
+
+
+def test_photographs_are_tabulated_as_their_command_does() -> None:
+    folder = FOLDER / "results" / "photographs"
+    written = load_file(FOLDER / "table.py").table(load_file(FOLDER / "plots.py").read([str(folder)]))
+    assert folder.with_suffix(".md").read_text().endswith(f"\n\n{written}\n")
 
 
 def test_the_readme_compares_as_its_command_does() -> None:

@@ -218,6 +218,16 @@ def test_networks_that_do_not_classify(net: nn.Module, message: str) -> None:
         Model.from_module(net, *FACTS)
 
 
+@pytest.mark.parametrize("name", ['a"b', "a\\", "a\nb", 'x", "y'])
+def test_names_that_cannot_stand_in_code_are_refused(name: str) -> None:
+    net, weight = nn.Sequential(), nn.Linear(4, 4)
+    net.add_module(name, nn.Flatten())
+    weight.register_parameter(name, nn.Parameter(torch.ones(1)))
+    for odd in (net, weight):
+        with pytest.raises(ValueError, match="torch.fx cannot write the name"):
+            Model.from_module(odd, *FACTS)
+
+
 def test_nan_weights_are_named(tiny_net: nn.Module) -> None:
     next(tiny_net.parameters()).data[0] = float("nan")
     with pytest.raises(ValueError, match="conv.*NaN"):

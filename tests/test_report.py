@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,8 @@ from dreamquant.quant.scheme import uniform
 from dreamquant.report import write_report
 from dreamquant.report.layers import bits_of_sums, decibels, layer_rows
 from dreamquant.report.likeness import likeness, plane, similarity
-from dreamquant.report.page import headline, kilobytes, percent
-from dreamquant.report.pictures import curve_chart, noise_chart, plane_chart, sheet, similarity_chart, spectrum_chart
+from dreamquant.report.page import headline, kilobytes, left_out, percent
+from dreamquant.report.pictures import bits_chart, curve_chart, noise_chart, plane_chart, sheet, similarity_chart, spectrum_chart
 from test_quantized import small, student_of
 
 RESULT: dict[str, Any] = {
@@ -157,6 +160,16 @@ def test_files_that_could_not_be_read_are_counted_and_named(tmp_path: Path) -> N
     assert "6 files of the evaluation data could not be read: cat/0.png" in page and "and 2 more (all in result.json)" in page
 
 
+def test_a_name_that_is_no_utf_8_is_told_in_any_locale(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "job", {**RESULT, "unreadable": [os.fsdecode(b"cat/\xff.png")]})
+    script = "import sys; from dreamquant.report import write_report; write_report(sys.argv[1])"
+    assert left_out([os.fsdecode(b"\xff.png")]).endswith(r"could not be read: \udcff.png")
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", script, str(folder)], check=True, env=plain | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "could not be read: cat/\\udcff.png" in page and "×" in page
+
+
 @pytest.mark.parametrize(("residual", "bits"), [(None, [3]), (8, [8])])
 def test_the_page_tells_what_sums_read(residual: int | None, bits: list[int], tmp_path: Path) -> None:
     found = bits_of_sums(freeze(student_of(small(), replace(uniform("w3a3"), residual=residual)), {}))
@@ -194,6 +207,12 @@ def test_charts() -> None:
     assert "layer&lt;1&gt;" in noise_chart([{"name": "layer<1>", "sqnr_db": 12.0}])
     assert curve_chart("x", [(0, {"a": 1.0})]) == ""
     assert "<svg" in curve_chart("x", [(0, {"a": 1.0}), (1, {"a": -1.0, "b": 2.0}), (2, {})])
+
+
+@pytest.mark.parametrize("name", ["b$}{$", "a$b$c", "one$"])
+def test_dollars_in_names_are_no_mathematics(name: str) -> None:
+    layers = [{**LAYERS[0], "name": name}]
+    assert f">{name}</text>" in noise_chart(layers) and f">{name}</text>" in bits_chart(layers)
 
 
 def test_a_curve_names_what_is_counted() -> None:

@@ -114,7 +114,7 @@ def main() -> None:
         parser.error("--average needs --more: it averages with the shipped weights")
     if args.more:
         net.load_state_dict(shipped := load_file(ZOO / f"{args.name}.safetensors"))
-        before = json.loads((ZOO / f"{args.name}.json").read_text())
+        before = json.loads((ZOO / f"{args.name}.json").read_text(encoding="utf-8"))
     batch = 128
     steps = args.epochs * (len(x) // batch)
     optimizer = torch.optim.SGD(net.parameters(), args.lr, momentum=0.9, weight_decay=args.decay, nesterov=True)
@@ -141,7 +141,7 @@ def main() -> None:
     note = {"top1": top1, "test_images": len(test_y), "epochs": before["epochs"] + args.epochs, "seconds": seconds}
     if args.average:
         note["averaged"] = cycles
-    (ZOO / f"{args.name}.json").write_text(json.dumps(note) + "\n")
+    (ZOO / f"{args.name}.json").write_text(json.dumps(note) + "\n", encoding="utf-8")
     print(note)
 
 

@@ -42,7 +42,7 @@ def belongs(folder: Path, fingerprint: Mapping[str, Any], job: Mapping[str, Any]
     """Mark the claimed `folder` as that of one job; ValueError when it is marked as another's."""
     path = folder / JOB
     if path.exists():
-        before = json.loads(path.read_text())["fingerprint"]
+        before = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
         differs = [name for name in fingerprint if before.get(name) != fingerprint[name]]
         if differs:
             finished = any((folder / name).exists() for name in ("result.json", "images.safetensors"))
@@ -64,9 +64,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, never a part."""
+    """Write `text` so that a reader sees the old file or the new one, never a part; names that are no UTF-8 are escaped."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -77,7 +77,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """What a JSON file of a job holds; ValueError when it is absent or broken."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path.parent} is not the finished folder of a dreamquant job: {path.name} is missing") from None
     except json.JSONDecodeError as error:

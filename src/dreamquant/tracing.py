@@ -99,8 +99,11 @@ def _culprit(net: nn.Module, error: BaseException) -> str:
 def trace(net: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     """A traced copy of a network in normal form, and the modules left in float with the reason.
 
-    Raises ValueError where the network itself, not one of its modules, cannot be traced.
+    Raises ValueError where the network itself, not one of its modules, cannot be traced, or a name cannot stand in the code of torch.fx.
     """
+    for name, _ in (*net.named_modules(), *net.named_parameters(), *net.named_buffers()):
+        if '"' in name or "\\" in name or not name.isprintable():
+            raise ValueError(f"{type(net).__name__}: torch.fx cannot write the name {name!r}; no quotes, backslashes or line breaks")
     net = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
     unfold_attention(net)
     in_place = {name for name, module in net.named_modules() if getattr(module, "inplace", False)}

@@ -139,7 +139,8 @@ def export_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 def left_out(unreadable: Sequence[str]) -> str:
     """How many files of the evaluation data could not be read, and which; "" where all could."""
     rest = len(unreadable) - NAMED
-    names = ", ".join(unreadable[:NAMED]) + (f" and {rest} more (all in result.json)" if rest > 0 else "")
+    named = ", ".join(unreadable[:NAMED]).encode(errors="backslashreplace").decode()  # a terminal writes no name that is not UTF-8
+    names = named + (f" and {rest} more (all in result.json)" if rest > 0 else "")
     count = "1 file" if len(unreadable) == 1 else f"{len(unreadable)} files"
     return f"{count} of the evaluation data could not be read: {names}" if unreadable else ""
 
@@ -162,7 +163,7 @@ def kilobytes(count: float) -> str:
 
 
 def _template() -> jinja2.Template:
-    source = importlib.resources.files("dreamquant.report").joinpath("template.html").read_text()
+    source = importlib.resources.files("dreamquant.report").joinpath("template.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["kilobytes"] = kilobytes
     return environment.from_string(source)

@@ -49,6 +49,11 @@ def axes_of(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _plain(name: object) -> str:
+    """A name with its dollars escaped: what stands between two would be drawn as mathematics."""
+    return str(name).replace("$", r"\$")
+
+
 def svg_of(figure: Figure, name: str) -> str:
     """The figure as an SVG element without an XML header; ids are made from `name`, so equal data gives equal files."""
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif"}):
@@ -67,7 +72,7 @@ def noise_chart(layers: Sequence[Mapping[str, object]]) -> str:
     figure, axes = axes_of(9, 0.6 + 0.19 * len(names))
     colours = [BLUE if value >= GOOD_DB else RED if value < GOOD_DB / 2 else GREY for value in values]
     axes.barh(range(len(names)), values, color=colours, height=0.7)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), list(map(_plain, names)))
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.axvline(GOOD_DB, color=INK, linewidth=0.6, linestyle=":")
@@ -123,7 +128,7 @@ def bits_chart(layers: Sequence[Mapping[str, Any]]) -> str:
     for name, key, colour, place in (("weights", "weight_bits", BLUE, -0.2), ("what the layer reads", "activation_bits", GREY, 0.2)):
         values = [layer[key] or 0 for layer in layers]
         axes.barh([number + place for number in range(len(layers))], values, color=colour, height=0.36, label=name)
-    axes.set_yticks(range(len(layers)), [str(layer["name"]) for layer in layers])
+    axes.set_yticks(range(len(layers)), [_plain(layer["name"]) for layer in layers])
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set_xlim(0, 8)
