@@ -187,6 +187,46 @@ def test_a_batch_size_read_from_the_input_binds_no_piece_to_it(read: Callable[[T
     assert [end for _, end in graph.units(model.net)] == ["relu", "second", "head"]
 
 
+def stages() -> nn.Sequential:
+    """Three pieces: two convolutions with what follows, and the mean with the classifier."""
+    torch.manual_seed(0)
+    convs = (nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU())
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)).eval()
+
+
+class Optional(nn.Module):
+    """Has arguments beside the image, which nobody gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = stages()
+
+
+class Unused(Optional):
+    def forward(self, x: Tensor, unused: Tensor | None = None, *more: Tensor, **options: bool) -> Tensor:
+        return self.net(x)
+
+
+class Scaled(Optional):
+    def forward(self, x: Tensor, scale: float = 1.0, *, shift: float = 0.0) -> Tensor:
+        return self.net(x) * scale + shift
+
+
+class Asked(Optional):
+    def forward(self, x: Tensor, features: bool = False, mask: Tensor | None = None) -> Tensor:
+        x = x if mask is None else x * mask
+        return self.net[:4](x) if features else self.net(x)
+
+
+@pytest.mark.parametrize("form", [Unused, Scaled, Asked])
+def test_an_argument_with_a_default_binds_no_piece_to_it(form: type[Optional]) -> None:
+    net, x = form().eval(), torch.randn(5, 3, 16, 16)
+    model, plain = Model.from_module(net, *FACTS), Model.from_module(stages(), *FACTS)
+    assert torch.equal(model(x), net(x))
+    assert len(graph.units(model.net)) == len(graph.units(plain.net)) == 3
+    assert len(model.points["map"]) == 1
+
+
 def test_a_module_that_cannot_be_traced_stays_whole_and_is_listed() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), Branching(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
     model = Model.from_module(net, *FACTS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class Proxy(fx.Proxy):
 
 
 class Tracer(fx.Tracer):
-    """torch.fx, but modules in `whole` are not looked into."""
+    """torch.fx, but modules in `whole` are not looked into, and the image is the only input."""
 
     def __init__(self, whole: set[str]) -> None:
         super().__init__()
@@ -81,6 +82,20 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self.whole or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """What forward takes beside the image has its default: an input that nobody gives would bind every piece to it."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        for place, given in list(enumerate(args))[2:]:
+            node = given.node
+            if str(node.target).startswith("*"):
+                args[place] = {} if str(node.target).startswith("**") else ()
+            elif node.args:
+                args[place] = fx.map_arg(node.args[0], self.proxy)
+            else:
+                continue
+            self.graph.erase_node(node)
+        return function, args
 
 
 def _culprit(net: nn.Module, error: BaseException) -> str:
