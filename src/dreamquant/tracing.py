@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from dreamquant import graph as graphs
+from dreamquant import plain
 
 IN_PLACE: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -23,35 +24,6 @@ IN_PLACE: dict[Any, Any] = {
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
 }
-
-
-class Attention(nn.Module):
-    """nn.MultiheadAttention written out with linears, so that they can be quantized. (B, T, D) -> (B, T, D), None."""
-
-    def __init__(self, whole: nn.MultiheadAttention) -> None:
-        super().__init__()
-        self.heads, self.batch_first = whole.num_heads, whole.batch_first
-        width = whole.embed_dim
-        self.qkv = nn.Linear(width, 3 * width, bias=whole.in_proj_bias is not None)
-        self.qkv.weight.data.copy_(whole.in_proj_weight.data)
-        if whole.in_proj_bias is not None:
-            self.qkv.bias.data.copy_(whole.in_proj_bias.data)
-        self.out_proj = nn.Linear(width, width, bias=whole.out_proj.bias is not None)
-        self.out_proj.load_state_dict(whole.out_proj.state_dict())
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = True, **_: Any) -> tuple[Tensor, None]:
-        b, t, d = query.shape
-        q, k, v = self.qkv(query).reshape(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.out_proj(mixed.transpose(1, 2).reshape(b, t, d)), None
-
-
-def unfold_attention(net: nn.Module) -> None:
-    """Self-attention modules of torch.nn are replaced by ones that can be traced."""
-    for module in net.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.MultiheadAttention) and child.batch_first and child.in_proj_weight is not None and child.bias_k is None:
-                setattr(module, name, Attention(child))
 
 
 class Proxy(fx.Proxy):
@@ -91,7 +63,7 @@ class Tracer(fx.Tracer):
             if str(node.target).startswith("*"):
                 args[place] = {} if str(node.target).startswith("**") else ()
             elif node.args:
-                args[place] = fx.map_arg(node.args[0], self.proxy)
+                args[place] = node.args[0]
             else:
                 continue
             self.graph.erase_node(node)
@@ -116,8 +88,9 @@ def trace(net: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
 
     Raises ValueError where the network itself, not one of its modules, cannot be traced.
     """
-    net = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
-    unfold_attention(net)
+    net = plain.copied(net).requires_grad_(False)
+    plain.own_weights(net)
+    plain.unfold_attention(net)
     in_place = {name for name, module in net.named_modules() if getattr(module, "inplace", False)}
     for name in in_place:
         setattr(net.get_submodule(name), "inplace", False)  # noqa: B010 (a Module has no such attribute to a type checker)
@@ -213,39 +186,65 @@ def _stored(net: fx.GraphModule, value: Any) -> Tensor | None:
     return getattr(net.get_submodule(owner) if owner else net, name)
 
 
+SIGNATURES: dict[Any, tuple[str, ...]] = {
+    F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    F.linear: ("input", "weight", "bias"),
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+}
+
+
+def _given(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    return {**dict(zip(SIGNATURES[node.target], node.args, strict=False)), **node.kwargs}
+
+
 def _modules_for_functions(net: fx.GraphModule) -> None:
-    """conv2d, linear and batch_norm called with stored weights become modules, named after the owner of the weight."""
-    signatures = {
-        F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-        torch.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-        F.linear: ("input", "weight", "bias"),
-        F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-    }
-    for node in list(net.graph.nodes):
-        names = signatures.get(node.target) if node.op == "call_function" else None
-        if names is None:
-            continue
-        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    """conv2d, linear and batch_norm called with stored weights become modules, named after the owner of the weight.
+
+    Calls that differ in their input alone are calls of one module, where it takes the owner's place.
+    """
+    alike: dict[str, list[fx.Node]] = {}
+    for node in net.graph.nodes:
+        if node.op == "call_function" and node.target in SIGNATURES:
+            settings = {name: value for name, value in _given(node).items() if name != "input"}
+            by_place = fx.map_arg(settings, lambda n: str(n.target) if n.op == "get_attr" else n.name)
+            alike.setdefault(f"{node.target} {by_place}", []).append(node)
+    for nodes in alike.values():
+        given, function = _given(nodes[0]), nodes[0].target
         try:
-            module = _batch_norm(net, given) if node.target is F.batch_norm else _layer(net, given, node.target is not F.linear)
+            module = _batch_norm(net, given) if function is F.batch_norm else _layer(net, given, function is not F.linear)
         except LookupError:
             continue  # weights computed on the way: stays a function, in float
         if module is None:
             continue
-        key = "running_mean" if node.target is F.batch_norm else "weight"
-        owner = str(given[key].target).rpartition(".")[0] or node.name
-        name = owner if not _has_children_in_use(net, owner) else f"{owner}.{node.name}"
-        _put(net, name, module)
-        with net.graph.inserting_before(node):
-            new = net.graph.call_module(name, (given["input"],))
-        node.replace_all_uses_with(new)
-        net.graph.erase_node(node)
-    net.graph.eliminate_dead_code()
+        key = "running_mean" if function is F.batch_norm else "weight"
+        owner = str(given[key].target).rpartition(".")[0]
+        instead = bool(owner) and not _in_use(net, owner, nodes)
+        for node in nodes:
+            name = owner if instead else _below(net, owner, node.name)
+            _put(net, name, module if instead else copy.deepcopy(module))
+            with net.graph.inserting_before(node):
+                new = net.graph.call_module(name, (_given(node)["input"],))
+            node.replace_all_uses_with(new)
+            net.graph.erase_node(node)
+        for stored in [n for n in net.graph.nodes if n.op == "get_attr" and not n.users]:
+            net.graph.erase_node(stored)  # what it names may have given its place to the module
 
 
-def _has_children_in_use(net: fx.GraphModule, owner: str) -> bool:
-    """Whether replacing module `owner` would take away something the graph still calls."""
-    return any(n.op == "call_module" and str(n.target).startswith(owner + ".") for n in net.graph.nodes)
+def _in_use(net: fx.GraphModule, owner: str, nodes: list[fx.Node]) -> bool:
+    """Whether the graph uses `owner` or something below it in other nodes than these."""
+    return any(
+        f"{node.target}.".startswith(owner + ".")
+        for node in net.graph.nodes
+        if node.op == "call_module" or (node.op == "get_attr" and not set(node.users) <= set(nodes))
+    )
+
+
+def _below(net: fx.GraphModule, owner: str, name: str) -> str:
+    """A name below `owner` that nothing has."""
+    while hasattr(net.get_submodule(owner), name):
+        name += "_"
+    return f"{owner}.{name}" if owner else name
 
 
 def _put(net: fx.GraphModule, name: str, module: nn.Module) -> None:
