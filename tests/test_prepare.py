@@ -165,8 +165,8 @@ class Placed(nn.Module):
         self.form, self.conv = form, nn.Conv2d(2, 8, 3, padding=1)
         self.tokens, self.places, self.last = nn.Linear(8, 8), nn.Linear(64, 16), nn.Linear(8, 8)
         self.joined, self.pooled, self.classes = nn.Linear(512, 8), nn.Linear(16, 8), nn.Linear(8, 3)
-        for layer in self.children():
-            layer.weight.data[0] *= 10
+        for parameter in self.parameters():
+            parameter.data[0] *= 10
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.conv(x))
@@ -236,8 +236,9 @@ def test_layers_that_share_a_weight_are_folded_apart() -> None:
     torch.manual_seed(0)
     first, second = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
     second.weight = first.weight
-    net = nn.Sequential(first, nn.BatchNorm2d(2), nn.ReLU(), second, nn.BatchNorm2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    for place in (1, 4):
-        nn.init.uniform_(net[place].weight, 2, 4)
+    norms = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 2, 4)
+    net = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = Model.from_module(net.eval(), (2, 8, 8), (0.0,) * 2, (1.0,) * 2)
     torch.testing.assert_close(FoldBatchNorm()(model)(X), model(X))
