@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -306,3 +308,69 @@ def test_a_depthwise_reader_is_scaled_row_by_row(model: Model) -> None:
     share = student.net.get_submodule("6").weight / small.net.get_submodule("6").weight
     assert torch.allclose(share, share[:, :, :1, :1].expand_as(share), rtol=1e-4)
     assert (share < 1).all()
+
+
+class Mixing(nn.Module):
+    """Two convolutions, the second of which reads the first through `move`."""
+
+    def __init__(self, move: Callable[[Tensor], Tensor], reads: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.low, self.move = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), move
+        self.bn, self.reads, self.last = nn.BatchNorm2d(8), reads, nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.move(F.relu(self.bn(self.low(F.relu(self.stem(x))))))
+        x = F.relu(self.reads(x))
+        return self.last(x.mean((2, 3)) if isinstance(self.reads, nn.Conv2d) else x)
+
+
+def shuffled(x: Tensor) -> Tensor:
+    return x.view(-1, 2, 4, 8, 8).transpose(1, 2).contiguous().view(-1, 8, 8, 8)
+
+
+REORDERED: dict[str, tuple[Callable[[Tensor], Tensor], nn.Module]] = {
+    "shuffle": (nn.ChannelShuffle(4), nn.Conv2d(8, 6, 3)),
+    "shuffle by views": (shuffled, nn.Conv2d(8, 6, 3)),
+    "pixels": (nn.PixelShuffle(2), nn.Conv2d(2, 6, 3)),
+    "half": (lambda x: x.chunk(2, 1)[1], nn.Conv2d(4, 6, 3)),
+    "rolled": (lambda x: x.roll(1, 1), nn.Conv2d(8, 6, 3)),
+    "padded": (lambda x: F.pad(x[:, 4:], (0, 0, 0, 0, 0, 4)), nn.Conv2d(8, 6, 3)),
+    "places first": (lambda x: x.permute(0, 2, 3, 1).flatten(1), nn.Linear(512, 6)),
+}
+KEPT: dict[str, tuple[Callable[[Tensor], Tensor], nn.Module]] = {
+    "pools": (lambda x: F.avg_pool2d(F.max_pool2d(x, 3, 1, 1), 3, 1, 1), nn.Conv2d(8, 6, 3)),
+    "rolled places": (lambda x: F.pad(x, (1, 1, 1, 1)).roll(1, 2), nn.Conv2d(8, 6, 3)),
+    "enlarged": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), nn.Conv2d(8, 6, 3)),
+    "flat": (lambda x: F.max_pool2d(x, 2).view(x.size(0), -1), nn.Linear(128, 6)),
+    "mean": (lambda x: x.mean(3).mean(2), nn.Linear(8, 6)),
+    "channels last": (lambda x: x.flatten(2).transpose(1, 2).mean(1), nn.Linear(8, 6)),
+}
+
+
+def mixing(move: Callable[[Tensor], Tensor], reads: nn.Module) -> Model:
+    return Model.from_module(Mixing(move, reads).eval(), (3, 8, 8), (0.0,) * 3, (1.0,) * 3)
+
+
+@pytest.mark.parametrize("form", REORDERED)
+def test_layers_between_which_channels_change_places_are_no_pair(form: str) -> None:
+    assert pairs(mixing(*REORDERED[form]).net) == (("reads", "last"),)
+
+
+@pytest.mark.parametrize("form", KEPT)
+def test_layers_between_which_channels_stay_are_a_pair(form: str) -> None:
+    assert pairs(mixing(*KEPT[form]).net) == (("low", "reads"),)
+
+
+def test_linears_of_tokens_are_a_pair_but_for_a_batch_norm_of_the_tokens() -> None:
+    class Tokens(nn.Module):
+        def __init__(self, norm: nn.Module) -> None:
+            super().__init__()
+            self.first, self.low, self.norm = nn.Linear(8, 8), nn.Linear(8, 8), norm
+            self.high, self.last = nn.Linear(8, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.first(x.flatten(1, 2)))
+            return self.last(F.relu(self.high(F.relu(self.norm(self.low(x))).mean(1))))
+
+    of = [Model.from_module(Tokens(n).eval(), (1, 8, 8), (0.0,), (1.0,)) for n in (nn.Identity(), nn.BatchNorm1d(8))]
+    assert [pairs(model.net) for model in of] == [(("low", "high"),), (("high", "last"),)]

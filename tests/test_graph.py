@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor, fx
+from torch.nn.utils import parametrizations, prune
 
 from dreamquant import Images, Model, graph, load_model
 from dreamquant.quant.quantizer import Quantizer
@@ -62,6 +63,46 @@ def test_functions_become_modules_and_nothing_is_in_place() -> None:
     assert [graph.kind(model.net, n) for n in graph.of_kind(model.net, "conv", "bn", "linear")] == ["conv", "bn", "conv", "linear"]
     seen = Watch(model, frozenset({"activations", "bn"}))(Images(x, torch.zeros(3, dtype=torch.long)))
     assert all((a >= 0).all() for a in seen.at["activations"]), "no activation was changed after it was returned"
+
+
+class TwoWeights(nn.Module):
+    """Owns two weights and a layer whose name a function's could be; uses the first weight twice."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.weight, self.second = nn.Parameter(torch.randn(3, 3, 3, 3) / 5), nn.Parameter(torch.randn(8, 3, 3, 3) / 5)
+        self.conv2d, self.stride = nn.Conv2d(3, 3, 1), stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.conv2d(x, self.weight, padding=1))
+        x = self.conv2d(F.relu(F.conv2d(x, self.weight, padding=1, stride=self.stride)))
+        return F.conv2d(x, self.second)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_module_may_own_several_weights_and_use_one_twice(stride: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(TwoWeights(stride), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    model, x = Model.from_module(net, *FACTS), torch.randn(3, 3, 16, 16)
+    assert torch.allclose(model(x), net(x), atol=1e-6)
+    assert len(graph.of_kind(model.net, "conv")) == 4 == len(convert(model, uniform("w8a8")).layers()) - 1
+
+
+def test_a_layer_of_functions_called_twice_is_one_layer() -> None:
+    class Convolves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(3, 3, 3, 3) / 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.w, padding=1)
+
+    torch.manual_seed(0)
+    layer = Convolves()
+    net = nn.Sequential(layer, nn.ReLU(), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)).eval()
+    model, x = Model.from_module(net, *FACTS), torch.randn(3, 3, 16, 16)
+    assert torch.allclose(model(x), net(x), atol=1e-6)
+    assert list(convert(model, uniform("w8a8")).layers()) == ["0", "5"]
 
 
 class InPlace(nn.Module):
@@ -189,6 +230,46 @@ def test_a_batch_size_read_from_the_input_binds_no_piece_to_it(read: Callable[[T
     assert [end for _, end in graph.units(model.net)] == ["relu", "second", "head"]
 
 
+def stages() -> nn.Sequential:
+    """Three pieces: two convolutions with what follows, and the mean with the classifier."""
+    torch.manual_seed(0)
+    convs = (nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU())
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)).eval()
+
+
+class Optional(nn.Module):
+    """Has arguments beside the image, which nobody gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = stages()
+
+
+class Unused(Optional):
+    def forward(self, x: Tensor, unused: Tensor | None = None, *more: Tensor, **options: bool) -> Tensor:
+        return self.net(x)
+
+
+class Scaled(Optional):
+    def forward(self, x: Tensor, scale: float = 1.0, *, shift: float = 0.0) -> Tensor:
+        return self.net(x) * scale + shift
+
+
+class Asked(Optional):
+    def forward(self, x: Tensor, features: bool = False, mask: Tensor | None = None) -> Tensor:
+        x = x if mask is None else x * mask
+        return self.net[:4](x) if features else self.net(x)
+
+
+@pytest.mark.parametrize("form", [Unused, Scaled, Asked])
+def test_an_argument_with_a_default_binds_no_piece_to_it(form: type[Optional]) -> None:
+    net, x = form().eval(), torch.randn(5, 3, 16, 16)
+    model, plain = Model.from_module(net, *FACTS), Model.from_module(stages(), *FACTS)
+    assert torch.equal(model(x), net(x))
+    assert len(graph.units(model.net)) == len(graph.units(plain.net)) == 3
+    assert len(model.points["map"]) == 1
+
+
 def test_a_module_that_cannot_be_traced_stays_whole_and_is_listed() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), Branching(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
     model = Model.from_module(net, *FACTS)
@@ -252,6 +333,77 @@ def test_attention_is_unfolded_exactly() -> None:
     x = torch.randn(2, 3, 16, 16)
     assert torch.allclose(model(x), net(x), atol=1e-5)
     assert len(convert(model, scheme_of("w8a8")).layers()) == 4
+
+
+class Attending(nn.Module):
+    """Attention of one kind over patches."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.norm, self.head, self.kind = nn.Conv2d(3, 12, 4, 4), nn.LayerNorm(12), nn.Linear(12, 5), kind
+        self.query, self.mask = nn.Parameter(torch.randn(1, 1, 12)), nn.Buffer(torch.eye(16))
+        if kind == "layer":
+            self.attention: nn.Module = nn.TransformerEncoderLayer(12, 3, 24, batch_first=True)
+        else:
+            self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        match self.kind:
+            case "layer":
+                x = self.attention(x)
+            case "pool":
+                x = self.attention(self.query.expand(x.shape[0], -1, -1), x, x)[0]
+            case "masked":
+                x = self.attention(x, x, x, attn_mask=self.mask)[0]
+            case "norms":
+                x = self.attention(self.norm(x), self.norm(x), self.norm(x))[0]
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("layer", 2), ("pool", 2), ("masked", 2), ("norms", 4)])
+def test_attention_that_cannot_be_unfolded_stays_whole(kind: str, layers: int) -> None:
+    net, x = Attending(kind).eval(), torch.randn(2, 3, 16, 16)
+    model = Model.from_module(net, *FACTS)
+    assert torch.allclose(model(x), net(x), atol=1e-5)
+    assert len(convert(model, uniform("w8a8")).layers()) == layers
+
+
+MADE: dict[str, Callable[[nn.Module], object]] = {
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "old weight_norm": nn.utils.weight_norm,
+    "old spectral_norm": nn.utils.spectral_norm,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "pruned twice": lambda layer: [prune.l1_unstructured(layer, name, 0.3) for name in ("weight", "weight", "bias")],
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_weights_made_of_others_become_parameters(kind: str) -> None:
+    net, x = stages(), torch.randn(2, 3, 16, 16)
+    MADE[kind](net[2])
+    net(x)  # hooks leave a weight with a gradient behind, which deepcopy refuses
+    model = Model.from_module(net.eval(), *FACTS)
+    assert torch.allclose(model(x), net(x), atol=1e-6)
+    layer = model.net.get_submodule("2")
+    assert type(layer) is nn.Conv2d and layer.bias is not None and len(list(layer.parameters())) == 2
+    layer.weight.data.zero_()
+    assert (layer(torch.ones(1, 6, 3, 3)) == layer.bias.view(1, -1, 1, 1)).all(), "nothing makes the weight again"
+    assert torch.allclose(Model.from_module(net, *FACTS)(x), net(x), atol=1e-6), "the given network is never changed"
+
+
+def test_a_weight_that_two_layers_share_is_each_ones_own() -> None:
+    net, x = stages(), torch.randn(2, 3, 16, 16)
+    net.insert(3, nn.Conv2d(6, 6, 3))
+    net[3].weight = net[2].weight
+    model = Model.from_module(net.eval(), *FACTS)
+    assert torch.equal(model(x), net(x))
+    first, second = (model.net.get_parameter(f"{name}.weight") for name in ("2", "3"))
+    assert first is not second and first.data_ptr() != second.data_ptr()
+    assert net[3].weight is net[2].weight
 
 
 @pytest.fixture

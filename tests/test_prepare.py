@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
 from dreamquant import graph
 from dreamquant.model import Model
-from dreamquant.moments import moments
+from dreamquant.moments import ChannelStats, moments
 from dreamquant.prepare import AbsorbHighBias, Equalize, FoldBatchNorm, WidenReLU6, columns, streams
 
 
@@ -152,3 +154,91 @@ def test_shared_layers_are_left_alone() -> None:
     model = Model.from_module(Twice().eval(), (1, 4, 4), (0.0,), (1.0,))
     assert len(graph.of_kind(model.net, "conv")) == 3
     assert not streams(model.net, True)
+
+
+class Placed(nn.Module):
+    """Layers whose channels lie where `form` puts them, ReLUs between, which equalizing must not take for one another."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.form, self.conv = form, nn.Conv2d(2, 8, 3, padding=1)
+        self.tokens, self.places, self.last = nn.Linear(8, 8), nn.Linear(64, 16), nn.Linear(8, 8)
+        self.joined, self.pooled, self.classes = nn.Linear(512, 8), nn.Linear(16, 8), nn.Linear(8, 3)
+        for parameter in self.parameters():
+            parameter.data[0] *= 10
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        match self.form:
+            case "places":  # a linear reads places, not the convolution's channels
+                x = F.relu(self.places(x.flatten(2))).mean(1)
+                return self.classes(F.relu(self.pooled(x)))
+            case "last axis":
+                x = F.relu(self.last(x)).mean((1, 2))
+            case "joined tokens":  # places go before channels
+                x = F.relu(self.tokens(x.permute(0, 2, 3, 1)))
+                x = F.relu(self.joined(x.flatten(1)))
+            case "pooled tokens":  # a pool takes the last two axes for places
+                x = F.relu(self.tokens(x.permute(0, 2, 3, 1)))
+                x = F.relu(self.last(F.max_pool2d(x, 3, 1, 1))).mean((1, 2))
+            case "joined images":
+                x = F.relu(self.last(x.flatten(0, 2))).view(-1, 64, 8).mean(1)
+            case "tokens":  # here all have their channels last
+                x = F.relu(self.last(F.relu(self.tokens(x.permute(0, 2, 3, 1))))).mean((1, 2))
+        return self.classes(x)
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("form", ["places", "last axis", "joined tokens", "pooled tokens", "joined images", "tokens"])
+def test_channels_that_lie_elsewhere_are_no_channels_to_equalize(form: str, across: bool) -> None:
+    model = Model.from_module(Placed(form).eval(), (2, 8, 8), (0.0,) * 2, (1.0,) * 2)
+    even = Equalize(across_adds=across)(model)
+    torch.testing.assert_close(even(X), model(X), atol=1e-5, rtol=1e-4)
+    found = [([w.name for w in writers], [r.name for r in readers]) for writers, readers in streams(model.net, across)]
+    wanted = {"places": [(["pooled"], ["classes"])], "joined tokens": [(["joined"], ["classes"])], "tokens": [(["tokens"], ["last"])]}
+    assert found == wanted.get(form, [])
+
+
+@pytest.mark.parametrize("form", ["places", "last axis", "joined tokens", "pooled tokens", "joined images"])
+def test_channels_that_lie_elsewhere_are_not_absorbed(form: str) -> None:
+    model = Model.from_module(Placed(form).eval(), (2, 8, 8), (0.0,) * 2, (1.0,) * 2)
+    known = {n.name: ChannelStats(torch.ones(len(b)), 0.1 * torch.ones(len(b))) for n, b in biases(model) if n.name in ("conv", "tokens")}
+    absorbed = AbsorbHighBias()(replace(model, channel_stats=known))
+    assert all(torch.equal(b, c) for (_, b), (_, c) in zip(biases(model), biases(absorbed), strict=True))
+
+
+def biases(model: Model) -> list[tuple[fx.Node, Tensor]]:
+    """Layers and their biases."""
+    return [(n, model.net.get_parameter(f"{n.target}.bias")) for n in graph.of_kind(model.net, *graph.LAYERS)]
+
+
+def test_a_batch_norm_of_tokens_is_not_folded() -> None:
+    """Its channels are the tokens, not what the linear layer makes, however many of either there are."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.bn, self.fc = nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+            nn.init.uniform_(self.bn.weight, 0.5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(F.relu(self.bn(self.linear(x.view(-1, 8, 16)))).mean(1))
+
+    torch.manual_seed(0)
+    model = Model.from_module(Tokens().eval(), (2, 8, 8), (0.0,) * 2, (1.0,) * 2)
+    folded = FoldBatchNorm()(model)
+    assert folded.points["bn"] == ("bn",)
+    torch.testing.assert_close(folded(X), model(X))
+
+
+def test_layers_that_share_a_weight_are_folded_apart() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+    second.weight = first.weight
+    norms = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 2, 4)
+    net = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = Model.from_module(net.eval(), (2, 8, 8), (0.0,) * 2, (1.0,) * 2)
+    torch.testing.assert_close(FoldBatchNorm()(model)(X), model(X))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor, fx
 
-from dreamquant import graph, tracing
+from dreamquant import graph, plain, tracing
 from dreamquant.moments import ChannelStats
 
 
@@ -67,7 +66,7 @@ class Model:
         tracing.fold_sizes(traced, shape)
         channels, height, width = shape
         model = cls(traced, (channels, height, width), tuple(mean), tuple(std), out.shape[1], name, left)
-        model._check(copy.deepcopy(net).cpu().float().eval())
+        model._check(plain.copied(net))
         return model
 
     def _check(self, net: nn.Module) -> None:

@@ -37,7 +37,7 @@ class FoldBatchNorm:
         for node in graph.of_kind(net, "bn"):
             source = node.all_input_nodes[0]
             alone = graph.kind(net, source) in graph.LAYERS and len(source.users) == 1 and calls[source.target] == calls[node.target] == 1
-            if not alone:
+            if not alone or _axis(net, source, source) != 1:  # of tokens, BatchNorm's channels are not the layer's outputs
                 continue
             bn = net.get_submodule(str(node.target))
             assert isinstance(bn, nn.BatchNorm2d | nn.BatchNorm1d)
@@ -131,8 +131,11 @@ class AbsorbHighBias:
         calls = _calls(net)
         for node in graph.of_kind(net, *graph.LAYERS):
             path, reader = graph.chain(net, node, ("act", "move", "mean"))
-            simple = reader is not None and calls[reader.target] == calls[node.target] == 1 and all(_homogeneous(net, n) for n in path)
-            if not simple or reader is None or node.name not in stats or not any(graph.kind(net, n) == "act" for n in path):
+            if reader is None or node.name not in stats or not any(graph.kind(net, n) == "act" for n in path):
+                continue
+            axes = {_axis(net, node, node), *(_axis(net, n, n) for n in path), _axis(net, reader, reader.all_input_nodes[0])} - {None}
+            once = calls[reader.target] == calls[node.target] == 1
+            if not once or len(axes) > 1 or not all(_homogeneous(net, n) for n in path):
                 continue
             record, layer, following = stats[node.name], _layer(net, node), _layer(net, reader)
             surplus = (record.mean - self.deviations * record.std).clamp_min(0).to(layer.weight.device)
@@ -148,7 +151,8 @@ class AbsorbHighBias:
 def streams(net: fx.GraphModule, across_adds: bool) -> list[tuple[list[fx.Node], list[fx.Node]]]:
     """(writers, readers) of every tensor whose channels can be rescaled freely, in execution order.
 
-    Tensors joined by ReLUs, pools (and sums) share their factors; any other reader or writer forbids them.
+    Tensors joined by ReLUs, pools (and sums) share their factors; any other reader or writer forbids them, and so does one
+    that has their channels on another axis.
     """
     root: dict[fx.Node, fx.Node] = {node: node for node in net.graph.nodes}
 
@@ -158,16 +162,20 @@ def streams(net: fx.GraphModule, across_adds: bool) -> list[tuple[list[fx.Node],
         return node
 
     calls, forbidden, layers = _calls(net), set[fx.Node](), list[fx.Node]()
+    axes: list[tuple[fx.Node, int | None]] = []
     for node in net.graph.nodes:
         kind = graph.kind(net, node)
         if kind in graph.LAYERS and calls[node.target] == 1:
             layers.append(node)
+            axes += [(tensor, _axis(net, node, tensor)) for tensor in (node, node.all_input_nodes[0])]
         elif _homogeneous(net, node) or (across_adds and kind == "add" and len(node.all_input_nodes) == 2):
             for source in node.all_input_nodes:
                 root[find(source)] = find(node)
+            axes.append((node, _axis(net, node, node)))
         else:
             forbidden |= {node, *node.all_input_nodes}
-    closed = {find(node) for node in forbidden}
+    first, last = ({find(tensor) for tensor, axis in axes if axis == where} for where in (1, -1))
+    closed = {find(node) for node in forbidden} | (first & last)
     found: dict[fx.Node, tuple[list[fx.Node], list[fx.Node]]] = {}
     for node in layers:
         for side, tensor in ((0, node), (1, node.all_input_nodes[0])):
@@ -178,8 +186,18 @@ def streams(net: fx.GraphModule, across_adds: bool) -> list[tuple[list[fx.Node],
     return [(writers, readers) for writers, readers in found.values() if writers and readers]
 
 
+def _axis(net: fx.GraphModule, node: fx.Node, tensor: fx.Node) -> int | None:
+    """Which axis of a tensor is channels to a node: the last to a linear that has tokens or places, None to one that does not care."""
+    kind = graph.kind(net, node)
+    if kind in ("act", "add"):
+        return None
+    return -1 if kind == "linear" and len(tensor.meta["shape"]) > 2 else 1
+
+
 def _homogeneous(net: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether f(s x) = s f(x) for s > 0, channel by channel."""
+    """Whether f(s x) = s f(x) for s > 0, channel by channel, and images stay apart."""
+    if any(source.meta.get("shape", ())[:1] != node.meta.get("shape", ())[:1] for source in node.all_input_nodes):
+        return False
     if node.op == "call_module":
         return isinstance(net.get_submodule(str(node.target)), (nn.ReLU, nn.LeakyReLU, *POOLS))
     if node.op in ("call_function", "call_method"):

@@ -5,15 +5,16 @@ Every module keeps its name. What torch.fx cannot look into stays whole, runs in
 
 from __future__ import annotations
 
-import copy
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import fx
 
+from dreamquant import functions, plain
 from dreamquant import graph as graphs
 
 IN_PLACE: dict[Any, Any] = {
@@ -22,35 +23,6 @@ IN_PLACE: dict[Any, Any] = {
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
 }
-
-
-class Attention(nn.Module):
-    """nn.MultiheadAttention written out with linears, so that they can be quantized. (B, T, D) -> (B, T, D), None."""
-
-    def __init__(self, whole: nn.MultiheadAttention) -> None:
-        super().__init__()
-        self.heads, self.batch_first = whole.num_heads, whole.batch_first
-        width = whole.embed_dim
-        self.qkv = nn.Linear(width, 3 * width, bias=whole.in_proj_bias is not None)
-        self.qkv.weight.data.copy_(whole.in_proj_weight.data)
-        if whole.in_proj_bias is not None:
-            self.qkv.bias.data.copy_(whole.in_proj_bias.data)
-        self.out_proj = nn.Linear(width, width, bias=whole.out_proj.bias is not None)
-        self.out_proj.load_state_dict(whole.out_proj.state_dict())
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = True, **_: Any) -> tuple[Tensor, None]:
-        b, t, d = query.shape
-        q, k, v = self.qkv(query).reshape(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.out_proj(mixed.transpose(1, 2).reshape(b, t, d)), None
-
-
-def unfold_attention(net: nn.Module) -> None:
-    """Self-attention modules of torch.nn are replaced by ones that can be traced."""
-    for module in net.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.MultiheadAttention) and child.batch_first and child.in_proj_weight is not None and child.bias_k is None:
-                setattr(module, name, Attention(child))
 
 
 class Proxy(fx.Proxy):
@@ -70,7 +42,7 @@ class Proxy(fx.Proxy):
 
 
 class Tracer(fx.Tracer):
-    """torch.fx, but modules in `whole` are not looked into."""
+    """torch.fx, but modules in `whole` are not looked into, and the image is the only input."""
 
     def __init__(self, whole: set[str]) -> None:
         super().__init__()
@@ -81,6 +53,20 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self.whole or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """What forward takes beside the image has its default: an input that nobody gives would bind every piece to it."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        for place, given in list(enumerate(args))[2:]:
+            node = given.node
+            if str(node.target).startswith("*"):
+                args[place] = {} if str(node.target).startswith("**") else ()
+            elif node.args:
+                args[place] = node.args[0]
+            else:
+                continue
+            self.graph.erase_node(node)
+        return function, args
 
 
 def _culprit(net: nn.Module, error: BaseException) -> str:
@@ -101,11 +87,10 @@ def trace(net: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
 
     Raises ValueError where the network itself, not one of its modules, cannot be traced, or a name cannot stand in the code of torch.fx.
     """
-    for name, _ in (*net.named_modules(), *net.named_parameters(), *net.named_buffers()):
-        if '"' in name or "\\" in name or not name.isprintable():
-            raise ValueError(f"{type(net).__name__}: torch.fx cannot write the name {name!r}; no quotes, backslashes or line breaks")
-    net = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
-    unfold_attention(net)
+    plain.check_names(net)
+    net = plain.copied(net).requires_grad_(False)
+    plain.own_weights(net)
+    plain.unfold_attention(net)
     in_place = {name for name, module in net.named_modules() if getattr(module, "inplace", False)}
     for name in in_place:
         setattr(net.get_submodule(name), "inplace", False)  # noqa: B010 (a Module has no such attribute to a type checker)
@@ -126,7 +111,7 @@ def trace(net: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     result = fx.GraphModule(net, found)
     _functional(result, in_place)
     _simplify(result)
-    _modules_for_functions(result)
+    functions.become_modules(result)
     result.graph.lint()
     result.recompile()
     return result.eval().requires_grad_(False), left
@@ -189,90 +174,6 @@ def _simplify(net: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.all_input_nodes[0])
             net.graph.erase_node(node)
     net.graph.eliminate_dead_code()
-
-
-def _stored(net: fx.GraphModule, value: Any) -> Tensor | None:
-    """The tensor a get_attr node stands for; None for None."""
-    if not isinstance(value, fx.Node):
-        return None
-    if value.op != "get_attr":
-        raise LookupError(value.name)
-    owner, _, name = str(value.target).rpartition(".")
-    return getattr(net.get_submodule(owner) if owner else net, name)
-
-
-def _modules_for_functions(net: fx.GraphModule) -> None:
-    """conv2d, linear and batch_norm called with stored weights become modules, named after the owner of the weight."""
-    signatures = {
-        F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-        torch.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-        F.linear: ("input", "weight", "bias"),
-        F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-    }
-    for node in list(net.graph.nodes):
-        names = signatures.get(node.target) if node.op == "call_function" else None
-        if names is None:
-            continue
-        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        try:
-            module = _batch_norm(net, given) if node.target is F.batch_norm else _layer(net, given, node.target is not F.linear)
-        except LookupError:
-            continue  # weights computed on the way: stays a function, in float
-        if module is None:
-            continue
-        key = "running_mean" if node.target is F.batch_norm else "weight"
-        owner = str(given[key].target).rpartition(".")[0] or node.name
-        name = owner if not _has_children_in_use(net, owner) else f"{owner}.{node.name}"
-        _put(net, name, module)
-        with net.graph.inserting_before(node):
-            new = net.graph.call_module(name, (given["input"],))
-        node.replace_all_uses_with(new)
-        net.graph.erase_node(node)
-    net.graph.eliminate_dead_code()
-
-
-def _has_children_in_use(net: fx.GraphModule, owner: str) -> bool:
-    """Whether replacing module `owner` would take away something the graph still calls."""
-    return any(n.op == "call_module" and str(n.target).startswith(owner + ".") for n in net.graph.nodes)
-
-
-def _put(net: fx.GraphModule, name: str, module: nn.Module) -> None:
-    owner, _, last = name.rpartition(".")
-    setattr(net.get_submodule(owner) if owner else net, last, module.eval().requires_grad_(False))
-
-
-def _layer(net: fx.GraphModule, given: dict[str, Any], convolution: bool) -> nn.Module | None:
-    weight, bias = _stored(net, given["weight"]), _stored(net, given.get("bias"))
-    if weight is None or (convolution and not isinstance(given.get("padding", 0), (int, tuple, str))):
-        return None
-    module: nn.Module
-    if convolution:
-        groups = given.get("groups", 1)
-        settings = {k: given[k] for k in ("stride", "padding", "dilation") if k in given}
-        height, width = weight.shape[2:]
-        channels = weight.shape[1] * groups
-        module = nn.Conv2d(channels, weight.shape[0], (height, width), groups=groups, bias=bias is not None, **settings)
-    else:
-        module = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    module.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
-    return module
-
-
-def _batch_norm(net: fx.GraphModule, given: dict[str, Any]) -> nn.Module | None:
-    mean, var = _stored(net, given.get("running_mean")), _stored(net, given.get("running_var"))
-    if mean is None or var is None or given.get("training"):
-        return None
-    weight, bias = _stored(net, given.get("weight")), _stored(net, given.get("bias"))
-    module = nn.BatchNorm2d(len(mean), eps=given.get("eps", 1e-5))
-    ones, zeros = torch.ones_like(mean), torch.zeros_like(mean)
-    state = {
-        "running_mean": mean,
-        "running_var": var,
-        "weight": ones if weight is None else weight,
-        "bias": zeros if bias is None else bias,
-    }
-    module.load_state_dict(state, strict=False)
-    return module
 
 
 def values_at(net: fx.GraphModule, shape: tuple[int, ...], batch: int) -> dict[str, Any]:

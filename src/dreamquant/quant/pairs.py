@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import fx
 
 from dreamquant import graph
@@ -14,7 +17,7 @@ from dreamquant.run import Run
 
 
 def pairs(net: fx.GraphModule) -> tuple[tuple[str, str], ...]:
-    """(low, high): names of layers such that the output of `low` passes an activation and is read by `high` alone.
+    """(low, high): names of layers such that the output of `low` passes an activation and is read by `high` alone, channel by channel.
 
     Every layer belongs to one pair at most, in execution order; the first and the last layer are never low. So a basic
     block gives conv1 and conv2, a bottleneck conv1 and conv2, an inverted residual its expansion and the depthwise
@@ -29,9 +32,41 @@ def pairs(net: fx.GraphModule) -> tuple[tuple[str, str], ...]:
         activated = any(graph.kind(net, n) == "act" for n in path)
         if reader is None or not activated or taken & {node, reader} or calls.count(node.target) > 1 or calls.count(reader.target) > 1:
             continue
+        if not _channels_stay(net, node, path, reader):
+            continue
         taken |= {node, reader}
         found.append((str(node.target), str(reader.target)))
     return tuple(found)
+
+
+def _channels_stay(net: fx.GraphModule, low: fx.Node, path: Sequence[fx.Node], high: fx.Node) -> bool:
+    """Whether `high` reads the channels of `low` in their order, flattened ones place after place, and BatchNorms too.
+
+    Tried out: what moves and averages values is given a number of its own for each channel, and one for all; where it passes
+    on the one, it must pass on the other times the number. Padding passes on neither.
+    """
+    shape = low.meta["shape"]
+    where = 1 if graph.kind(net, low) == "conv" else len(shape) - 1
+    numbers = 1 + torch.rand(shape[where], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wide = [-1 if axis == where else 1 for axis in range(len(shape))]
+    values: list[Any] = [numbers.view(wide).expand(shape), torch.ones(shape, dtype=torch.float64)]
+
+    def lie_on(axis: int) -> bool:
+        if values[0].shape[axis] % len(numbers):
+            return False
+        told, ones = (value.movedim(axis, -1).unflatten(-1, (len(numbers), -1)) for value in values)
+        return bool(((told - numbers[:, None] * ones).abs() < 1e-6).all())
+
+    for node in path:
+        kind = graph.kind(net, node)
+        if kind == "bn" and not lie_on(1):
+            return False
+        if kind in ("move", "mean"):
+            if len(node.all_input_nodes) > 1:  # sizes of another tensor
+                return False
+            piece = graph.cut_out(net, (node.all_input_nodes[0].name,), node.name)
+            values = [piece(value) for value in values]
+    return lie_on(1 if graph.kind(net, high) == "conv" else -1)
 
 
 @dataclass(frozen=True)
