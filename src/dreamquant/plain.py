@@ -14,7 +14,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 
 def check_names(net: nn.Module) -> None:
-    """Raises ValueError for a name that cannot stand in the code that torch.fx writes."""
+    """Raises ValueError for a name that cannot stand in the code that torch.fx writes, or where quantizers will be."""
+    if isinstance(getattr(net, "q", None), Tensor):
+        raise ValueError(f"{type(net).__name__}: quantizers are kept under the name q, which a tensor has here; rename it")
     for name, _ in (*net.named_modules(), *net.named_parameters(), *net.named_buffers()):
         if '"' in name or "\\" in name or not name.isprintable():
             raise ValueError(f"{type(net).__name__}: torch.fx cannot write the name {name!r}; no quotes, backslashes or line breaks")

@@ -86,8 +86,6 @@ class _Freezing:
     def _placeholder(self, node: fx.Node) -> None:
         if not any(op.kind == "image" for op in self.ops):
             self.ops.append(Op("image", node.name))
-        elif node.args:
-            self.plain[node.name] = node.args[0]  # an option of forward, at its default
         elif node.users:
             raise ValueError(f"the network takes a second input, {node.name}; wrap it in a module that takes images only")
 
