@@ -222,6 +222,29 @@ def test_nan_weights_are_named(tiny_net: nn.Module) -> None:
         Model.from_module(tiny_net, *FACTS)
 
 
+def test_whatever_changes_the_logits_changes_the_digest() -> None:
+    def digest(act: nn.Module | None = None, pool: nn.Module | None = None, slope: float = 0.1, **settings: object) -> str:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                conv = nn.Conv2d(3, 4, 3, **{"padding": 1, **settings})  # type: ignore[arg-type]
+                self.body = nn.Sequential(conv, nn.BatchNorm2d(4, eps), act or nn.ReLU(), pool or nn.AvgPool2d(2, padding=1))
+                self.head = nn.Linear(4, 5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.head(F.leaky_relu(self.body(x), slope).mean((2, 3)))
+
+        eps = settings.pop("eps", 1e-5)
+        torch.manual_seed(0)
+        return Model.from_module(Net(), *FACTS).digest()
+
+    uneven, pool = nn.AvgPool2d(2, padding=1, count_include_pad=False), nn.AdaptiveAvgPool2d(4)
+    assert digest() == digest()
+    found = [digest(), digest(nn.SiLU()), digest(nn.LeakyReLU(0.1)), digest(nn.LeakyReLU(0.2)), digest(pool=uneven), digest(pool=pool)]
+    found += [digest(slope=0.2), digest(stride=2), digest(padding=2), digest(padding_mode="reflect"), digest(eps=1e-2)]
+    assert len(set(found)) == len(found)
+
+
 def test_attention_is_unfolded_exactly() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:
