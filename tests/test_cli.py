@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from dreamquant import choose, job
 from dreamquant.cli import main, told
-from dreamquant.cli.bench import file_name
+from dreamquant.cli.bench import file_name, jobs_of, named
 from dreamquant.cli.demo import write_digits
 from dreamquant.folder import claimed, write_json
 from dreamquant.job import Job, quantize_job
@@ -262,6 +262,30 @@ def test_bench_writes_one_file_a_job_and_skips_it(tmp_path: Path, digits: Path, 
     assert [file.stat().st_mtime_ns for file in files] == stamps
     assert "w8a8" in capsys.readouterr().out
     assert "no function 'grid'" in failing(["bench", str(grid), "--out", str(out)], capsys)
+
+
+def test_results_have_the_same_names_wherever_the_data_lies() -> None:
+    def asked(folder: str, function: str = "make", data: str = "test.tar") -> Job:
+        return Job(
+            f"{folder}/net.py:{function}", f"{folder}/r.py:mine", eval=f"{folder}/{data}", weights=f"{folder}/w.pt",
+            images=f"{folder}/images", also=(f"{folder}/more.npz",),
+        )  # fmt: skip
+
+    assert file_name(asked("here")) == file_name(asked("/mnt/there"))
+    assert len({file_name(job) for job in (asked("a"), asked("a", "other"), asked("a", data="valid.tar"))}) == 3
+    assert file_name(Job("net.py:a")) != file_name(Job("net.py:b"))
+
+
+@pytest.mark.parametrize("which", ["model", "recipe", "eval"])
+def test_a_grid_of_two_jobs_of_one_name_is_refused(which: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"model": "{}/net.py:f", "recipe": "{}/r.py:f", "eval": "{}/test.tar"}
+    jobs = [replace(Job("zoo:resnet-digits", "rtn"), **{which: values[which].format(folder)}) for folder in "xy"]
+    (grid := tmp_path / "grid.py").write_text(f"from dreamquant.job import Job\n\ndef grid():\n    return {jobs}\n")
+    said = failing(["bench", str(grid), "--out", str(tmp_path / "results")], capsys)
+    assert f"{which} '{values[which].format('x')}' and '{values[which].format('y')}'" in said
+    assert not (tmp_path / "results").exists()
+    grid.write_text(f"from dreamquant.job import Job\n\ndef grid():\n    return {[jobs[0]] * 2}\n")
+    assert list(named(jobs_of(str(grid)))) == [file_name(jobs[0])], "the same job twice is one"
 
 
 # --- mistakes
