@@ -266,6 +266,12 @@ def test_pages_say_what_their_files_say(name: str) -> None:
     assert told and told <= written
 
 
+def test_results_have_the_names_that_bench_gives() -> None:
+    for path in (FOLDER / "results").glob("*/*-seed*.json"):
+        settings = json.loads(path.read_text())["job"]
+        assert path.name == file_name(Job(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}))
+
+
 def test_the_readme_compares_as_its_command_does() -> None:
     tables, readme = load_file(FOLDER / "table.py"), (FOLDER.parent / "README.md").read_text()
     _, between, after = readme.split("<!-- compared -->")
