@@ -279,7 +279,7 @@ def test_results_have_the_same_names_wherever_the_data_lies() -> None:
 @pytest.mark.parametrize("which", ["model", "recipe", "eval"])
 def test_a_grid_of_two_jobs_of_one_name_is_refused(which: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = {"model": "{}/net.py:f", "recipe": "{}/r.py:f", "eval": "{}/test.tar"}
-    jobs = [replace(Job("zoo:resnet-digits", "rtn"), **{which: values[which].format(folder)}) for folder in "xy"]
+    jobs = [Job(**{"model": "zoo:resnet-digits", which: values[which].format(folder)}) for folder in "xy"]  # type: ignore[arg-type]
     (grid := tmp_path / "grid.py").write_text(f"from dreamquant.job import Job\n\ndef grid():\n    return {jobs}\n")
     said = failing(["bench", str(grid), "--out", str(tmp_path / "results")], capsys)
     assert f"{which} '{values[which].format('x')}' and '{values[which].format('y')}'" in said
@@ -381,6 +381,37 @@ def test_folders_that_are_not_ours_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert "did not write" in failing([*RTN, "--out", str(tmp_path)], capsys)
     assert "is a file" in failing([*RTN, "--out", str(tmp_path / "thesis.tex")], capsys)
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_a_kill_leaves_is_taken_away(digits: Path, tmp_path: Path) -> None:
+    out, argv = tmp_path / "out", [*RTN, "--eval", str(digits), "--out", str(tmp_path / "out")]
+    out.mkdir()
+    (out / "..job.json.7727").write_text("{")  # killed while it marked the folder
+    assert main(argv) == 0
+    kept = {*out.rglob("*"), out / ".mine.2024"}
+    left = [out / ".report.json.8086", out / ".model.safetensors.12", out / "images" / ".preview.png.8061", out / ".work" / "x.safetensors"]
+    (out / ".work").mkdir()
+    for path in (*left, out / ".mine.2024"):
+        path.touch()
+    assert main(argv) == 0  # finished before
+    assert set(out.rglob("*")) == kept and not any(".7727" in path.name for path in kept)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"fingerprint": {}}', "\xff"])
+def test_a_mark_that_is_none_of_ours_is_named(text: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".job.json").write_text(text, encoding="latin-1")
+    said = failing([*RTN, "--out", str(tmp_path)], capsys)
+    assert f"{tmp_path / '.job.json'} " in said and ("not valid JSON" in said or "names no job" in said)
+    with pytest.raises(ValueError, match=r"\.job\.json (is not valid JSON|names no job)"):
+        job.float_model_of(tmp_path)
+
+
+def test_a_result_whose_model_is_gone_is_made_again(made: Path, digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "copy")
+    (tmp_path / "copy" / "model.safetensors").unlink()
+    _, before = quantize_job(Job("zoo:resnet-digits", "rtn", eval=str(digits), device="cpu"), tmp_path / "copy")
+    assert not before
+    assert (tmp_path / "copy" / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
 
 
 def test_one_folder_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

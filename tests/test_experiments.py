@@ -7,6 +7,7 @@ import re
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -268,8 +269,9 @@ def test_pages_say_what_their_files_say(name: str) -> None:
 
 def test_results_have_the_names_that_bench_gives() -> None:
     for path in (FOLDER / "results").glob("*/*-seed*.json"):
-        settings = json.loads(path.read_text())["job"]
-        assert path.name == file_name(Job(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}))
+        noted = json.loads(path.read_text())["job"].items()
+        settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in noted}
+        assert path.name == file_name(Job(**settings))
 
 
 def test_the_readme_compares_as_its_command_does() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -223,18 +224,17 @@ def test_nan_weights_are_named(tiny_net: nn.Module) -> None:
 
 
 def test_whatever_changes_the_logits_changes_the_digest() -> None:
-    def digest(act: nn.Module | None = None, pool: nn.Module | None = None, slope: float = 0.1, **settings: object) -> str:
+    def digest(act: nn.Module | None = None, pool: nn.Module | None = None, slope: float = 0.1, eps: float = 1e-5, **settings: Any) -> str:
         class Net(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                conv = nn.Conv2d(3, 4, 3, **{"padding": 1, **settings})  # type: ignore[arg-type]
+                conv = nn.Conv2d(3, 4, 3, **{"padding": 1, **settings})
                 self.body = nn.Sequential(conv, nn.BatchNorm2d(4, eps), act or nn.ReLU(), pool or nn.AvgPool2d(2, padding=1))
                 self.head = nn.Linear(4, 5)
 
             def forward(self, x: Tensor) -> Tensor:
                 return self.head(F.leaky_relu(self.body(x), slope).mean((2, 3)))
 
-        eps = settings.pop("eps", 1e-5)
         torch.manual_seed(0)
         return Model.from_module(Net(), *FACTS).digest()
 

@@ -15,7 +15,7 @@ import torch
 
 from dreamquant.choose import chosen
 from dreamquant.evaluate import LabelledImages, predictions, scored
-from dreamquant.folder import JOB, belongs, claimed, read_json, replacing, write_json
+from dreamquant.folder import JOB, belongs, claimed, marked, read_json, replacing, write_json
 from dreamquant.images import Images
 from dreamquant.inspection import inspect, spectrum
 from dreamquant.intake import load_model
@@ -126,13 +126,14 @@ def quantize_job(
     fingerprint = {"model": model.name, "weights": model.digest(), "recipe": repr(recipe), "seed": job.seed}
     with claimed(folder):
         belongs(folder, fingerprint, asdict(job))
-        if (folder / "result.json").exists():
+        if (folder / "result.json").exists() and (folder / "model.safetensors").is_file():
             result = read_json(folder / "result.json")
             if _answers(result, job, data, further):
                 if not (folder / "report.html").exists():
                     write_page(folder, result)
+                shutil.rmtree(folder / ".work", ignore_errors=True)
                 return result, True
-        if not (folder / "report.json").exists():
+        if not all((folder / name).is_file() for name in ("report.json", "model.safetensors")):
             run = Run(job.seed, folder=folder / ".work", device=device, progress=progress, images_cache=images_cache)
             _quantize(model, recipe, run, folder, command)
         result = _measured(job, model, recipe, data, further, folder)
@@ -240,14 +241,14 @@ def float_model_of(folder: Path) -> Model:
     """The float network that the result in `folder` was made from; ValueError, with the reason, when it cannot be had here any more."""
     if not (folder / JOB).exists():
         raise ValueError(f"{folder} has no {JOB}, which names it")
-    noted = read_json(folder / JOB)
-    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in noted["job"].items()}
+    fingerprint, noted = marked(folder)
+    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in noted.items()}
     try:
         model = Job(**settings).load()
     except OSError as error:
         raise ValueError(str(error)) from None
-    if model.digest() != noted["fingerprint"]["weights"]:
-        raise ValueError(f"{settings['model']} has other weights now")
+    if model.digest() != fingerprint.get("weights"):
+        raise ValueError(f"{settings['model']} is another network now, or has other weights")
     return model
 
 
