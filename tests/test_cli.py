@@ -512,6 +512,20 @@ def test_modifiers_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
         choose.chosen("louder:rtnn", "w4a4", "fast", None)
 
 
+def test_data_of_one_name_or_of_none_is_refused(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(digits, tmp_path)
+    both = (str(digits), str(tmp_path / digits.name))
+    with pytest.raises(ValueError, match="two are the same"):
+        quantize_job(Job("zoo:resnet-digits", "rtn", also=both), tmp_path / "out")
+    assert "--eval is empty" in failing([*RTN, "--eval", "", "--out", str(tmp_path / "out")], capsys)
+    assert "--eval is empty" in failing(["evaluate", "zoo:resnet-digits", "--eval", ""], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bits_are_the_same_in_capitals() -> None:
+    assert Job("m", bits="W4A32") == Job("m", bits="w4a32")
+
+
 # --- the rest
 
 

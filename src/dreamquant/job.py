@@ -58,6 +58,9 @@ class Job:
     device: str = "auto"
     also: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", self.bits.lower())  # W4A4 is the job w4a4
+
     def folder(self) -> Path:
         """Where the result goes when no folder is named."""
         recipe = self.recipe.rsplit("/", 1)[-1].replace(".py:", "-") if ".py:" in self.recipe else self.recipe
@@ -97,6 +100,13 @@ def device_of(name: str) -> str:
     return name
 
 
+def opened(data: str) -> LabelledImages:
+    """Data to measure on; ValueError for an empty name, which a path takes for the folder that we are in."""
+    if not data:
+        raise ValueError("--eval is empty; name a folder, tar or npz of labelled images, or leave it out")
+    return LabelledImages.open(data)
+
+
 def recipe_of_job(job: Job) -> Recipe:
     """The recipe that the job names, its settings applied and its synthesis replaced where images are given."""
     recipe = chosen(job.recipe, job.bits, job.effort, job.ends, job.set)
@@ -112,8 +122,10 @@ def quantize_job(
 
     What is wrong with the request or with the evaluation data is a ValueError before the long work begins.
     """
-    data = LabelledImages.open(job.eval) if job.eval else None
-    further = {Path(name).name: LabelledImages.open(name) for name in job.also}
+    data = None if job.eval is None else opened(job.eval)
+    further = {Path(name).name: opened(name) for name in job.also}
+    if len(further) < len(job.also):
+        raise ValueError(f"also: {', '.join(job.also)}: results tell them by their names, and two are the same; rename one")
     device = device_of(job.device)
     recipe = recipe_of_job(job)
     model = job.load()
