@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors import SafetensorError
 
 from dreamquant import choose, job
-from dreamquant.cli import main, told
+from dreamquant.cli import bench, main, told
 from dreamquant.cli.bench import file_name, jobs_of, named
 from dreamquant.cli.demo import write_digits
-from dreamquant.folder import claimed, write_json
+from dreamquant.folder import InUse, claimed, write_json
 from dreamquant.job import Job, quantize_job
+from dreamquant.progress import Lines
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = {
@@ -262,6 +264,44 @@ def test_bench_writes_one_file_a_job_and_skips_it(tmp_path: Path, digits: Path, 
     assert [file.stat().st_mtime_ns for file in files] == stamps
     assert "w8a8" in capsys.readouterr().out
     assert "no function 'grid'" in failing(["bench", str(grid), "--out", str(out)], capsys)
+
+
+def test_a_job_that_another_process_has_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, path = Job("zoo:resnet-digits", "rtn"), tmp_path / "x.json"
+    seen: list[Path] = []
+
+    def working(job: Job, folder: Path, *_: Any, **__: Any) -> tuple[dict[str, Any], bool]:
+        seen.append(folder)
+        folder.mkdir()
+        with pytest.raises(InUse):
+            bench.run_job(job, path, Lines(Console()))
+        return {"seconds": 1}, False
+
+    def writing(path: Path, value: Any) -> None:
+        with pytest.raises(InUse):  # until the record is there
+            bench.run_job(asked, path, Lines(Console()))
+        write_json(path, value)
+
+    monkeypatch.setattr(bench, "quantize_job", working)
+    monkeypatch.setattr(bench, "write_json", writing)
+    for _ in range(2):
+        bench.run_job(asked, path, Lines(Console()))
+    assert len(seen) == 1 and json.loads(path.read_text())["seconds"] == 1
+    assert not list((tmp_path / ".work").iterdir())
+
+
+def test_the_commit_is_not_that_of_a_project_around_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@here", "-c", "commit.gpgsign=false"]
+    installed = tmp_path / "lib" / "bench.py"
+    installed.parent.mkdir()
+    installed.touch()
+    monkeypatch.setattr(bench, "__file__", str(installed))
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    assert bench.commit() is None
+    subprocess.run([*git, "add", str(installed)], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "ours"], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", bench.commit() or "")
 
 
 def test_results_have_the_same_names_wherever_the_data_lies() -> None:

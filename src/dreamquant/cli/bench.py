@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dreamquant.folder import InUse, read_json, write_json
+from dreamquant.folder import InUse, locked, read_json, write_json
 from dreamquant.job import Job, quantize_job
 from dreamquant.loading import load_file, result_of
 from dreamquant.progress import progress_on
 from dreamquant.report.page import percent
+from dreamquant.run import Progress
 
 
 def jobs_of(grid: str) -> list[Job]:
@@ -72,20 +73,28 @@ def run_grid(grid: str, out: Path) -> None:
             if path.exists():
                 continue
             console.print(f"{number} of {len(jobs)}: {path.stem}", highlight=False, markup=False)
-            folder = out / ".work" / path.stem
             try:
-                result, _ = quantize_job(job, folder, progress, images_cache=out / ".images")
+                run_job(job, path, progress)
             except InUse:
                 continue
             except (ValueError, FloatingPointError) as error:
                 failed += 1
                 console.print(f"error: {path.stem}: {error}", highlight=False, markup=False, soft_wrap=True)
-                continue
-            write_json(path, record(job, result))
-            shutil.rmtree(folder, ignore_errors=True)
     Console().print(table([read_json(path) for name in jobs if (path := out / name).exists()]))
     if failed:
         raise ValueError(f"{failed} of {len(jobs)} jobs failed; the others are in {out}, and the same command tries again")
+
+
+def run_job(job: Job, path: Path, progress: Progress) -> None:
+    """Do the job and write its record to `path`, unless another process has; InUse while one is at it."""
+    work = path.parent / ".work"
+    lock = work / f"{path.stem}.lock"  # beside the job's folder, which is removed under it
+    with locked(lock):
+        if not path.exists():
+            result, _ = quantize_job(job, work / path.stem, progress, images_cache=path.parent / ".images")
+            write_json(path, record(job, result))
+        shutil.rmtree(work / path.stem, ignore_errors=True)
+        lock.unlink(missing_ok=True)  # who has it open finds the record
 
 
 def published(job: Job) -> dict[str, Any]:
@@ -106,10 +115,15 @@ def record(job: Job, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the source that runs, with a + where files differ from it; None outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    try:
+    """The commit of the source that runs, with a + where files differ from it; None outside a checkout that holds it."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # installed, it may lie below somebody else's project
+        return git("describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
 
