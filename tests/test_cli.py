@@ -484,7 +484,24 @@ def test_full_disk_nan_and_interruption(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert main(argv) == 0  # what stopped before does not stand in the way
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ELOOP, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_what_the_system_refuses_is_told_with_its_file(number: int) -> None:
+    (line,) = told(OSError(number, os.strerror(number), "results/x.json")) or [""]
+    assert line == f"error: results/x.json: {os.strerror(number).lower()}"
+    (line,) = told(OSError(errno.EDQUOT, "Disk quota exceeded", "results/x.json")) or [""]
+    assert "no space left on the disk for results/x.json" in line
+    assert told(FileNotFoundError("no weights")) == ["error: no weights"]
+
+
+def test_folders_that_cannot_be_made_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "absent")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("dangling", "loop", "x" * 300):
+        assert f"{tmp_path / name}: " in failing([*RTN, "--out", str(tmp_path / name)], capsys)
+
+
 def test_our_own_errors_keep_their_traceback() -> None:
+    assert told(OSError("could not get source code")) is None
     assert told(KeyError("x")) is None and told(RuntimeError("x")) is None
 
 
