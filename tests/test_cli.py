@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors import SafetensorError
 
 from dreamquant import choose, job
-from dreamquant.cli import main, told
-from dreamquant.cli.bench import file_name
+from dreamquant.cli import bench, main, told
+from dreamquant.cli.bench import file_name, jobs_of, named
 from dreamquant.cli.demo import write_digits
-from dreamquant.folder import claimed, write_json
+from dreamquant.folder import InUse, claimed, write_json
 from dreamquant.job import Job, quantize_job
+from dreamquant.progress import Lines
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = {
@@ -264,6 +266,68 @@ def test_bench_writes_one_file_a_job_and_skips_it(tmp_path: Path, digits: Path, 
     assert "no function 'grid'" in failing(["bench", str(grid), "--out", str(out)], capsys)
 
 
+def test_a_job_that_another_process_has_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, path = Job("zoo:resnet-digits", "rtn"), tmp_path / "x.json"
+    seen: list[Path] = []
+
+    def working(job: Job, folder: Path, *_: Any, **__: Any) -> tuple[dict[str, Any], bool]:
+        seen.append(folder)
+        folder.mkdir()
+        with pytest.raises(InUse):
+            bench.run_job(job, path, Lines(Console()))
+        return {"seconds": 1}, False
+
+    def writing(path: Path, value: Any) -> None:
+        with pytest.raises(InUse):  # until the record is there
+            bench.run_job(asked, path, Lines(Console()))
+        write_json(path, value)
+
+    monkeypatch.setattr(bench, "quantize_job", working)
+    monkeypatch.setattr(bench, "write_json", writing)
+    for _ in range(2):
+        bench.run_job(asked, path, Lines(Console()))
+    assert len(seen) == 1 and json.loads(path.read_text())["seconds"] == 1
+    assert not list((tmp_path / ".work").iterdir())
+
+
+def test_the_commit_is_not_that_of_a_project_around_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@here", "-c", "commit.gpgsign=false"]
+    installed = tmp_path / "lib" / "bench.py"
+    installed.parent.mkdir()
+    installed.touch()
+    monkeypatch.setattr(bench, "__file__", str(installed))
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    assert bench.commit() is None
+    subprocess.run([*git, "add", str(installed)], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "ours"], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", bench.commit() or "")
+
+
+def test_results_have_the_same_names_wherever_the_data_lies() -> None:
+    def asked(folder: str, function: str = "make", data: str = "test.tar") -> Job:
+        return Job(
+            f"{folder}/net.py:{function}", f"{folder}/r.py:mine", eval=f"{folder}/{data}", weights=f"{folder}/w.pt",
+            images=f"{folder}/images", also=(f"{folder}/more.npz",),
+        )  # fmt: skip
+
+    assert file_name(asked("here")) == file_name(asked("/mnt/there"))
+    assert len({file_name(job) for job in (asked("a"), asked("a", "other"), asked("a", data="valid.tar"))}) == 3
+    assert file_name(Job("net.py:a")) != file_name(Job("net.py:b"))
+
+
+@pytest.mark.parametrize("which", ["model", "recipe", "eval"])
+def test_a_grid_of_two_jobs_of_one_name_is_refused(which: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"model": "{}/net.py:f", "recipe": "{}/r.py:f", "eval": "{}/test.tar"}
+    jobs = [Job(**{"model": "zoo:resnet-digits", which: values[which].format(folder)}) for folder in "xy"]  # type: ignore[arg-type]
+    (grid := tmp_path / "grid.py").write_text(f"from dreamquant.job import Job\n\ndef grid():\n    return {jobs}\n")
+    said = failing(["bench", str(grid), "--out", str(tmp_path / "results")], capsys)
+    assert f"{which} '{values[which].format('x')}' and '{values[which].format('y')}'" in said
+    assert not (tmp_path / "results").exists()
+    grid.write_text(f"from dreamquant.job import Job\n\ndef grid():\n    return {[jobs[0]] * 2}\n")
+    assert list(named(jobs_of(str(grid)))) == [file_name(jobs[0])], "the same job twice is one"
+
+
 # --- mistakes
 
 
@@ -359,6 +423,37 @@ def test_folders_that_are_not_ours_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_what_a_kill_leaves_is_taken_away(digits: Path, tmp_path: Path) -> None:
+    out, argv = tmp_path / "out", [*RTN, "--eval", str(digits), "--out", str(tmp_path / "out")]
+    out.mkdir()
+    (out / "..job.json.7727").write_text("{")  # killed while it marked the folder
+    assert main(argv) == 0
+    kept = {*out.rglob("*"), out / ".mine.2024"}
+    left = [out / ".report.json.8086", out / ".model.safetensors.12", out / "images" / ".preview.png.8061", out / ".work" / "x.safetensors"]
+    (out / ".work").mkdir()
+    for path in (*left, out / ".mine.2024"):
+        path.touch()
+    assert main(argv) == 0  # finished before
+    assert set(out.rglob("*")) == kept and not any(".7727" in path.name for path in kept)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"fingerprint": {}}', "\xff"])
+def test_a_mark_that_is_none_of_ours_is_named(text: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".job.json").write_text(text, encoding="latin-1")
+    said = failing([*RTN, "--out", str(tmp_path)], capsys)
+    assert f"{tmp_path / '.job.json'} " in said and ("not valid JSON" in said or "names no job" in said)
+    with pytest.raises(ValueError, match=r"\.job\.json (is not valid JSON|names no job)"):
+        job.float_model_of(tmp_path)
+
+
+def test_a_result_whose_model_is_gone_is_made_again(made: Path, digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "copy")
+    (tmp_path / "copy" / "model.safetensors").unlink()
+    _, before = quantize_job(Job("zoo:resnet-digits", "rtn", eval=str(digits), device="cpu"), tmp_path / "copy")
+    assert not before
+    assert (tmp_path / "copy" / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
+
+
 def test_one_folder_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with claimed(tmp_path / "out"):
         assert "in use" in failing([*RTN, "--out", str(tmp_path / "out")], capsys)
@@ -389,7 +484,24 @@ def test_full_disk_nan_and_interruption(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert main(argv) == 0  # what stopped before does not stand in the way
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ELOOP, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_what_the_system_refuses_is_told_with_its_file(number: int) -> None:
+    (line,) = told(OSError(number, os.strerror(number), "results/x.json")) or [""]
+    assert line == f"error: results/x.json: {os.strerror(number).lower()}"
+    (line,) = told(OSError(errno.EDQUOT, "Disk quota exceeded", "results/x.json")) or [""]
+    assert "no space left on the disk for results/x.json" in line
+    assert told(FileNotFoundError("no weights")) == ["error: no weights"]
+
+
+def test_folders_that_cannot_be_made_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "absent")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("dangling", "loop", "x" * 300):
+        assert f"{tmp_path / name}: " in failing([*RTN, "--out", str(tmp_path / name)], capsys)
+
+
 def test_our_own_errors_keep_their_traceback() -> None:
+    assert told(OSError("could not get source code")) is None
     assert told(KeyError("x")) is None and told(RuntimeError("x")) is None
 
 
@@ -455,6 +567,20 @@ def test_modifiers_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
         choose.chosen("loudr:rtn", "w4a4", "fast", None)
     with pytest.raises(ValueError, match="unknown recipe 'rtnn'"):
         choose.chosen("louder:rtnn", "w4a4", "fast", None)
+
+
+def test_data_of_one_name_or_of_none_is_refused(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(digits, tmp_path)
+    both = (str(digits), str(tmp_path / digits.name))
+    with pytest.raises(ValueError, match="two are the same"):
+        quantize_job(Job("zoo:resnet-digits", "rtn", also=both), tmp_path / "out")
+    assert "--eval is empty" in failing([*RTN, "--eval", "", "--out", str(tmp_path / "out")], capsys)
+    assert "--eval is empty" in failing(["evaluate", "zoo:resnet-digits", "--eval", ""], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bits_are_the_same_in_capitals() -> None:
+    assert Job("m", bits="W4A32") == Job("m", bits="w4a32")
 
 
 # --- the rest

@@ -7,6 +7,7 @@ import re
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -302,6 +303,13 @@ def test_photographs_are_tabulated_as_their_command_does() -> None:
     folder = FOLDER / "results" / "photographs"
     written = load_file(FOLDER / "table.py").table(load_file(FOLDER / "plots.py").read([str(folder)]))
     assert folder.with_suffix(".md").read_text().endswith(f"\n\n{written}\n")
+
+
+def test_results_have_the_names_that_bench_gives() -> None:
+    for path in (FOLDER / "results").glob("*/*-seed*.json"):
+        noted = json.loads(path.read_text())["job"].items()
+        settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in noted}
+        assert path.name == file_name(Job(**settings))
 
 
 def test_the_readme_compares_as_its_command_does() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -299,6 +300,19 @@ def test_networks_that_do_not_classify(net: nn.Module, message: str) -> None:
         Model.from_module(net, *FACTS)
 
 
+def test_the_name_of_quantizers_is_refused_for_a_weight() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.head = nn.Parameter(torch.ones(3)), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.mean((2, 3)) * self.q)
+
+    with pytest.raises(ValueError, match="quantizers are kept under the name q"):
+        Model.from_module(Pooled(), *FACTS)
+
+
 @pytest.mark.parametrize("name", ['a"b', "a\\", "a\nb", 'x", "y'])
 def test_names_that_cannot_stand_in_code_are_refused(name: str) -> None:
     net, weight = nn.Sequential(), nn.Linear(4, 4)
@@ -313,6 +327,28 @@ def test_nan_weights_are_named(tiny_net: nn.Module) -> None:
     next(tiny_net.parameters()).data[0] = float("nan")
     with pytest.raises(ValueError, match="conv.*NaN"):
         Model.from_module(tiny_net, *FACTS)
+
+
+def test_whatever_changes_the_logits_changes_the_digest() -> None:
+    def digest(act: nn.Module | None = None, pool: nn.Module | None = None, slope: float = 0.1, eps: float = 1e-5, **settings: Any) -> str:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                conv = nn.Conv2d(3, 4, 3, **{"padding": 1, **settings})
+                self.body = nn.Sequential(conv, nn.BatchNorm2d(4, eps), act or nn.ReLU(), pool or nn.AvgPool2d(2, padding=1))
+                self.head = nn.Linear(4, 5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.head(F.leaky_relu(self.body(x), slope).mean((2, 3)))
+
+        torch.manual_seed(0)
+        return Model.from_module(Net(), *FACTS).digest()
+
+    uneven, pool = nn.AvgPool2d(2, padding=1, count_include_pad=False), nn.AdaptiveAvgPool2d(4)
+    assert digest() == digest()
+    found = [digest(), digest(nn.SiLU()), digest(nn.LeakyReLU(0.1)), digest(nn.LeakyReLU(0.2)), digest(pool=uneven), digest(pool=pool)]
+    found += [digest(slope=0.2), digest(stride=2), digest(padding=2), digest(padding_mode="reflect"), digest(eps=1e-2)]
+    assert len(set(found)) == len(found)
 
 
 def test_attention_is_unfolded_exactly() -> None:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 LOCK, JOB = ".lock", ".job.json"
+TEMPORARY = re.compile(r"\..+\.(html|json|onnx|png|safetensors)\.\d+")  # what `replacing` writes to, which a killed process leaves
 
 
 class InUse(ValueError):
@@ -23,32 +25,54 @@ class InUse(ValueError):
 
 
 @contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the file `path`, made if missing, while the block runs; InUse where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(f"output folder in use: another process works in {path.parent}; wait for it or choose another --out") from None
+        yield
+
+
+def _ours(name: str) -> bool:
+    """Whether a process that was killed while it marked its folder may have left this."""
+    return name == LOCK or name.startswith(f".{JOB}.")
+
+
+@contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Hold `folder`, made if missing, while the block runs; ValueError when it is in use or holds something else."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; --out takes a folder")
-    if folder.is_dir() and not (folder / JOB).exists() and any(entry.name != LOCK for entry in folder.iterdir()):
+    if folder.is_dir() and not (folder / JOB).exists() and any(not _ours(entry.name) for entry in folder.iterdir()):
         raise ValueError(f"{folder} holds files that dreamquant did not write; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InUse(f"output folder in use: another process works in {folder}; wait for it or choose another --out") from None
+    with locked(folder / LOCK):
+        for left in (*folder.glob(".*"), *folder.glob("images/.*")):
+            if TEMPORARY.fullmatch(left.name) and left.is_file():
+                left.unlink()
         yield
 
 
 def belongs(folder: Path, fingerprint: Mapping[str, Any], job: Mapping[str, Any]) -> None:
     """Mark the claimed `folder` as that of one job; ValueError when it is marked as another's."""
-    path = folder / JOB
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+    if (folder / JOB).exists():
+        before, _ = marked(folder)
         differs = [name for name in fingerprint if before.get(name) != fingerprint[name]]
         if differs:
             finished = any((folder / name).exists() for name in ("result.json", "images.safetensors"))
             state = "the result" if finished else "the unfinished work"
             raise ValueError(f"{folder} holds {state} of another command ({', '.join(differs)} differs); choose another --out or delete it")
-    write_json(path, {"fingerprint": dict(fingerprint), "job": dict(job)})
+    write_json(folder / JOB, {"fingerprint": dict(fingerprint), "job": dict(job)})
+
+
+def marked(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fingerprint and the settings of the job that `folder` is marked with; ValueError where the mark is none of ours."""
+    match read_json(folder / JOB):
+        case {"fingerprint": dict(fingerprint), "job": dict(job)}:
+            return fingerprint, job
+    raise ValueError(f"{folder / JOB} names no job of dreamquant; choose another folder or delete this one")
 
 
 @contextmanager
@@ -80,7 +104,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path.parent} is not the finished folder of a dreamquant job: {path.name} is missing") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error})") from None
 
 

@@ -15,7 +15,7 @@ import torch
 
 from dreamquant.choose import chosen
 from dreamquant.evaluate import LabelledImages, predictions, scored
-from dreamquant.folder import JOB, belongs, claimed, read_json, replacing, write_json
+from dreamquant.folder import JOB, belongs, claimed, marked, read_json, replacing, write_json
 from dreamquant.images import Images
 from dreamquant.inspection import inspect, spectrum
 from dreamquant.intake import load_model
@@ -58,6 +58,9 @@ class Job:
     device: str = "auto"
     also: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", self.bits.lower())  # W4A4 is the job w4a4
+
     def folder(self) -> Path:
         """Where the result goes when no folder is named."""
         recipe = self.recipe.rsplit("/", 1)[-1].replace(".py:", "-") if ".py:" in self.recipe else self.recipe
@@ -97,6 +100,13 @@ def device_of(name: str) -> str:
     return name
 
 
+def opened(data: str) -> LabelledImages:
+    """Data to measure on; ValueError for an empty name, which a path takes for the folder that we are in."""
+    if not data:
+        raise ValueError("--eval is empty; name a folder, tar or npz of labelled images, or leave it out")
+    return LabelledImages.open(data)
+
+
 def recipe_of_job(job: Job) -> Recipe:
     """The recipe that the job names, its settings applied and its synthesis replaced where images are given."""
     recipe = chosen(job.recipe, job.bits, job.effort, job.ends, job.set)
@@ -112,8 +122,10 @@ def quantize_job(
 
     What is wrong with the request or with the evaluation data is a ValueError before the long work begins.
     """
-    data = LabelledImages.open(job.eval) if job.eval else None
-    further = {Path(name).name: LabelledImages.open(name) for name in job.also}
+    data = None if job.eval is None else opened(job.eval)
+    further = {Path(name).name: opened(name) for name in job.also}
+    if len(further) < len(job.also):
+        raise ValueError(f"also: {', '.join(job.also)}: results tell them by their names, and two are the same; rename one")
     device = device_of(job.device)
     recipe = recipe_of_job(job)
     model = job.load()
@@ -126,13 +138,14 @@ def quantize_job(
     fingerprint = {"model": model.name, "weights": model.digest(), "recipe": repr(recipe), "seed": job.seed}
     with claimed(folder):
         belongs(folder, fingerprint, asdict(job))
-        if (folder / "result.json").exists():
+        if (folder / "result.json").exists() and (folder / "model.safetensors").is_file():
             result = read_json(folder / "result.json")
             if _answers(result, job, data, further):
                 if not (folder / "report.html").exists():
                     write_page(folder, result)
+                shutil.rmtree(folder / ".work", ignore_errors=True)
                 return result, True
-        if not (folder / "report.json").exists():
+        if not all((folder / name).is_file() for name in ("report.json", "model.safetensors")):
             run = Run(job.seed, folder=folder / ".work", device=device, progress=progress, images_cache=images_cache)
             _quantize(model, recipe, run, folder, command)
         result = _measured(job, model, recipe, data, further, folder)
@@ -240,14 +253,14 @@ def float_model_of(folder: Path) -> Model:
     """The float network that the result in `folder` was made from; ValueError, with the reason, when it cannot be had here any more."""
     if not (folder / JOB).exists():
         raise ValueError(f"{folder} has no {JOB}, which names it")
-    noted = read_json(folder / JOB)
-    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in noted["job"].items()}
+    fingerprint, noted = marked(folder)
+    settings: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in noted.items()}
     try:
         model = Job(**settings).load()
     except OSError as error:
         raise ValueError(str(error)) from None
-    if model.digest() != noted["fingerprint"]["weights"]:
-        raise ValueError(f"{settings['model']} has other weights now")
+    if model.digest() != fingerprint.get("weights"):
+        raise ValueError(f"{settings['model']} is another network now, or has other weights")
     return model
 
 

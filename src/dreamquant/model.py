@@ -119,16 +119,26 @@ class Model:
 
     @cached_property
     def _digest(self) -> str:
-        value = hashlib.sha256(repr((self.shape, self.mean, self.std, self.net.code)).encode())
+        value = hashlib.sha256(repr((self.shape, self.mean, self.std, self.net.code, settings(self.net))).encode())
         for key, tensor in self.net.state_dict().items():
             value.update(key.encode())
             value.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return value.hexdigest()[:16]
 
     def digest(self) -> str:
-        """A hash of graph, weights and facts: equal models, equal digests."""
+        """A hash of graph, settings of modules, weights and facts: equal models, equal digests."""
         return self._digest
 
     def has_batch_norm(self) -> bool:
         """Whether statistics of the training data are stored in the network."""
         return bool(self.points["bn"])
+
+
+def settings(net: nn.Module) -> list[tuple[str, str, list[tuple[str, object]]]]:
+    """Every module and how it is set, in full: the `repr` of a pool does not tell whether it counts padding."""
+    plain = (bool, int, float, str, tuple, list, type(None))
+
+    def of(module: nn.Module) -> list[tuple[str, object]]:
+        return sorted((key, value) for key, value in vars(module).items() if key[0] != "_" and isinstance(value, plain))
+
+    return [(name, type(module).__name__, of(module)) for name, module in net.named_modules() if name]

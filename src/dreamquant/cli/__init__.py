@@ -14,6 +14,7 @@ from dreamquant.cli.memory import keep_memory
 __all__ = ["app", "main"]
 
 DONE, MISTAKE, INTERRUPTED = 0, 2, 130
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,18 +39,18 @@ def told(error: Exception) -> list[str] | None:
     """The lines that tell a user's mistake or a full machine; None for an error that is ours."""
     if type(error).__name__ == "NoArgsIsHelpError":  # of typer's private click
         return [str(error.format_message()).rstrip()]  # type: ignore[attr-defined]
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):  # safetensors has errors of its own
+    if getattr(error, "errno", None) in FULL or "No space left on device" in str(error):  # safetensors has errors of its own
         file = getattr(error, "filename", None)
         words = f"no space left on the disk{f' for {file}' if file else ''}; free some, and the same command resumes"
-    elif isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
-        words = f"{error.filename}: {(error.strerror or 'cannot be read').lower()}" if error.filename else str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        words = f"{error.filename}: {error.strerror.lower()}" if error.filename else str(error)
     elif isinstance(error, FloatingPointError):
         words = f"{error}; the work before it is kept"
     elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         words = "out of memory; the same command resumes. Try --device cpu, or a smaller batch with --set"
     elif hasattr(error, "format_message"):  # a usage error of typer, which keeps its copy of click private
         words = f"{error.format_message()} Try --help."
-    elif isinstance(error, ValueError):
+    elif isinstance(error, ValueError | FileNotFoundError | PermissionError):  # those of a library may have words alone
         words = str(error)
     else:
         return None

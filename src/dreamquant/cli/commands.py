@@ -121,14 +121,13 @@ def evaluate(
 ) -> None:
     """Accuracy of a result, or of a float network."""
     from dreamquant.cli import show
-    from dreamquant.evaluate import LabelledImages
     from dreamquant.evaluate import evaluate as scores_of
-    from dreamquant.job import Job, device_of, float_model_of, measured
+    from dreamquant.job import Job, device_of, float_model_of, measured, opened
     from dreamquant.quant.quantized import QuantizedModel
 
     if not Path(model).is_dir() and ":" not in model and not model.endswith(".py"):
         raise ValueError(f"no folder {model}; give that of a result, or a network, as zoo:NAME or path/file.py:function")
-    images = LabelledImages.open(data)
+    images = opened(data)
     facts = {"weights": weights, "shape": shape, "mean": mean, "std": std, "classes": classes}
     if Path(model).is_dir():
         if alien := [f"--{name}" for name, value in facts.items() if value is not None]:
