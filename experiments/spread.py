@@ -14,6 +14,7 @@ import torch
 
 from dreamquant.job import Job
 from dreamquant.loading import load_file
+from dreamquant.optimizers import Adam, Schedule
 from dreamquant.recipe import Recipe
 from dreamquant.recipes import _fast, find
 from dreamquant.steps.cotrain import CoTrain, DreamOnly, Learning, Meeting, Stage, Together
@@ -80,7 +81,31 @@ def fresh(bits: str = "w3a3", effort: str = "fast", ends: int | None = None) -> 
     return replace(find("gdfq")(bits, effort, ends), name="gdfq fresh", steps=(*ranges, replace(step, stages=stages)))
 
 
+@dataclass(frozen=True)
+class Late:
+    """A schedule that begins when the share `start` of the loop is done."""
+
+    start: float
+    part: Schedule
+
+    def __call__(self, done: float) -> float:
+        return self.part(max(0.0, (done - self.start) / (1 - self.start)))
+
+
+def paced(bits: str = "w3a3", effort: str = "fast", ends: int | None = None) -> Recipe:
+    """A student whose rate is whole when it begins, and not what the generator's updates before it have left."""
+    *ranges, step = find("gdfq")(bits, effort, ends).steps
+    assert isinstance(step, CoTrain)
+    alone = sum(stage.iterations for stage in step.stages if isinstance(stage, DreamOnly))
+    optimizer = step.learn.optimizer
+    assert isinstance(optimizer, Adam)
+    learn = replace(step.learn, optimizer=replace(optimizer, schedule=Late(alone / step.iterations, optimizer.schedule)))
+    return replace(find("gdfq")(bits, effort, ends), name="gdfq paced", steps=(*ranges, replace(step, learn=learn)))
+
+
 def grid() -> list[Job]:
-    """Three students of the generator of `gdfq` with seed 0, whose own is the fourth; two of a generator that has finished."""
-    names = ("first", "second", "third", "finished", "fresh")
-    return [METHODS.third_party_job(f"{Path(__file__).resolve()}:{name}", "w3a3", 0) for name in names]
+    """Three students of the generator of `gdfq` with seed 0, whose own is the fourth; two of a generator that has finished; one
+    at another pace, for three seeds.
+    """
+    cells = [(name, 0) for name in ("first", "second", "third", "finished", "fresh")] + [("paced", seed) for seed in range(3)]
+    return [METHODS.third_party_job(f"{Path(__file__).resolve()}:{name}", "w3a3", seed) for name, seed in cells]

@@ -21,6 +21,7 @@ from dreamquant.evaluate import LabelledImages
 from dreamquant.job import Job, recipe_of_job
 from dreamquant.loading import load_file
 from dreamquant.losses.student import HardLabel, SaliencyMatch
+from dreamquant.steps.cotrain import CoTrain
 from dreamquant.synthesis.transforms import LowPass
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments"
@@ -47,6 +48,14 @@ def test_grids_name_recipes_that_exist(grid: str) -> None:
         published = record(job, {})["job"]
         assert str(FOLDER) not in repr([published[key] for key in ("model", "recipe", "weights", "eval", "also", "set")])
         assert "experiments" not in name and "/" not in name
+
+
+def test_a_paced_student_begins_at_its_whole_rate_and_ends_at_none() -> None:
+    recipe = load_file(FOLDER / "spread.py").paced()
+    step = recipe.steps[-1]
+    assert isinstance(step, CoTrain)
+    rate = step.learn.optimizer.schedule
+    assert rate(0.0) == rate(300 / 650) == 1 and rate(475 / 650) == pytest.approx(0.5) and rate(1.0) == pytest.approx(0, abs=1e-9)
 
 
 def test_ideas_are_taken_out_one_by_one() -> None:

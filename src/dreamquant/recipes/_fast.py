@@ -70,7 +70,9 @@ def cotrain(
     """A generator that learns alone for 300 updates, then 350 in which both learn, on batches of 64.
 
     Ranges, learned steps and augmentation as in the other fast recipes, activations measured when the student begins; with
-    `track` their ranges follow the images before that too, for a loss of the generator that reads the student.
+    `track` their ranges follow the images before that too, for a loss of the generator that reads the student. As in the
+    papers one schedule serves both, so the student begins at 0.56 of its rate and has a third of the pace of `taught`'s
+    (experiments/spread.py:paced has all of it).
     """
     dream = Dream(dream_loss, generator, Adam(8e-3, (0.5, 0.999), Cosine()), conditioner, 64, (), PIXELS)
     learn = Learn(student_loss, Adam(1e-3, schedule=Cosine()), AUGMENT, LearnSteps(), LearnSteps())
