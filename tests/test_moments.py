@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dreamquant.model import Model
-from dreamquant.moments import clipped, floor, moments, quantiles, through
+from dreamquant.moments import floor, moments
+from dreamquant.normal import clipped, quantiles, through
 
 ENDS = [(0.0, math.inf), (0.0, 6.0), (-1.0, 1.0), (-math.inf, math.inf), (-math.inf, 0.5)]
 

@@ -12,7 +12,8 @@ from dreamquant import graph
 from dreamquant.dream import Dream
 from dreamquant.images import Images
 from dreamquant.model import Model
-from dreamquant.moments import Spread, activation, floor, moments, quantiles
+from dreamquant.moments import Spread, activation, floor, moments
+from dreamquant.normal import quantiles
 from dreamquant.quant.ranges import LpSearch, Ranges, to_grid
 from dreamquant.quant.student import Student
 from dreamquant.run import Run
