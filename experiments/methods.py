@@ -185,7 +185,10 @@ def generators_varied() -> list[Job]:
         "acq": ("loss.AttentionCentre.weight=0.1", "loss.TwinSimilarity.weight=0.02", "loss.SameInTrainMode.weight=0.3"),
     }
     cells = [(method, (dream + change,)) for method, several in changes.items() for change in several]
-    return [third_party_job(method, "w3a3", seed, how) for seed in range(4, 10) for method, how in cells]
+    gentle = (dream + "loss.TwinSimilarity.weight=0.02", dream + "loss.SameInTrainMode.weight=0.3")
+    more = [("qimera", 0, (dream + "generator.of_classifier=False",)), *(("acq", seed, gentle) for seed in (2, 3))]
+    jobs = [third_party_job(method, "w3a3", seed, how) for seed in range(4, 10) for method, how in cells]
+    return [*jobs, *(third_party_job(method, "w3a3", seed, how) for method, seed, how in more)]
 
 
 def generators_matched() -> list[Job]:
