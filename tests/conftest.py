@@ -34,3 +34,13 @@ def data_folder() -> Path:
     if not folder.exists():
         pytest.skip("no real data here: set DREAMQUANT_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's digits that training did not see, as data to measure on."""
+    from dreamquant.cli.demo import write_digits
+
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    write_digits(path)
+    return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -19,29 +18,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
-from safetensors import SafetensorError
 
 from dreamquant import choose, job
-from dreamquant.cli import bench, main, told
-from dreamquant.cli.bench import file_name, jobs_of, named
-from dreamquant.cli.demo import write_digits
-from dreamquant.folder import InUse, claimed, write_json
+from dreamquant.cli import main
+from dreamquant.cli.bench import file_name
+from dreamquant.folder import claimed, write_json
 from dreamquant.job import Job, quantize_job
-from dreamquant.progress import Lines
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
 CONTRACT = {
     "model", "recipe", "bits", "effort", "seed", "device", "seconds", "size_bytes", "fp", "quantized", "agreement", "kept", "provenance",
 }  # fmt: skip
+
+
 RTN = ["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--bits", "w4a4", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "digits.npz"
-    write_digits(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -248,179 +240,11 @@ def test_given_images_are_used(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "no dreamed images" in said
 
 
-def test_bench_writes_one_file_a_job_and_skips_it(tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    grid = tmp_path / "grid.py"
-    jobs = f"[Job('zoo:resnet-digits', 'rtn', bits, eval={str(digits)!r}) for bits in ('w8a8', 'w4a4')]"
-    grid.write_text(f"from dreamquant.job import Job\n\ndef few():\n    return {jobs}\n")
-    out = tmp_path / "results"
-    assert main(["bench", f"{grid}:few", "--out", str(out)]) == 0
-    files = sorted(out.glob("*.json"))
-    assert [file.name[:32] for file in files] == ["zoo_resnet-digits-rtn-w4a4-fast-", "zoo_resnet-digits-rtn-w8a8-fast-"]
-    written = json.loads(files[0].read_text())
-    assert set(written) >= CONTRACT | {"commit", "job", "cores"}
-    assert str(tmp_path) not in files[0].read_text() and str(digits.parent) not in files[0].read_text()
-    stamps = [file.stat().st_mtime_ns for file in files]
-    assert main(["bench", f"{grid}:few", "--out", str(out)]) == 0
-    assert [file.stat().st_mtime_ns for file in files] == stamps
-    assert "w8a8" in capsys.readouterr().out
-    assert "no function 'grid'" in failing(["bench", str(grid), "--out", str(out)], capsys)
-
-
-def test_a_job_that_another_process_has_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, path = Job("zoo:resnet-digits", "rtn"), tmp_path / "x.json"
-    seen: list[Path] = []
-
-    def working(job: Job, folder: Path, *_: Any, **__: Any) -> tuple[dict[str, Any], bool]:
-        seen.append(folder)
-        folder.mkdir()
-        with pytest.raises(InUse):
-            bench.run_job(job, path, Lines(Console()))
-        return {"seconds": 1}, False
-
-    def writing(path: Path, value: Any) -> None:
-        with pytest.raises(InUse):  # until the record is there
-            bench.run_job(asked, path, Lines(Console()))
-        write_json(path, value)
-
-    monkeypatch.setattr(bench, "quantize_job", working)
-    monkeypatch.setattr(bench, "write_json", writing)
-    for _ in range(2):
-        bench.run_job(asked, path, Lines(Console()))
-    assert len(seen) == 1 and json.loads(path.read_text())["seconds"] == 1
-    assert not list((tmp_path / ".work").iterdir())
-
-
-def test_the_commit_is_not_that_of_a_project_around_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@here", "-c", "commit.gpgsign=false"]
-    installed = tmp_path / "lib" / "bench.py"
-    installed.parent.mkdir()
-    installed.touch()
-    monkeypatch.setattr(bench, "__file__", str(installed))
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
-    assert bench.commit() is None
-    subprocess.run([*git, "add", str(installed)], check=True)
-    subprocess.run([*git, "commit", "-q", "-m", "ours"], check=True)
-    assert re.fullmatch("[0-9a-f]{40}", bench.commit() or "")
-
-
-def test_results_have_the_same_names_wherever_the_data_lies() -> None:
-    def asked(folder: str, function: str = "make", data: str = "test.tar") -> Job:
-        return Job(
-            f"{folder}/net.py:{function}", f"{folder}/r.py:mine", eval=f"{folder}/{data}", weights=f"{folder}/w.pt",
-            images=f"{folder}/images", also=(f"{folder}/more.npz",),
-        )  # fmt: skip
-
-    assert file_name(asked("here")) == file_name(asked("/mnt/there"))
-    assert len({file_name(job) for job in (asked("a"), asked("a", "other"), asked("a", data="valid.tar"))}) == 3
-    assert file_name(Job("net.py:a")) != file_name(Job("net.py:b"))
-
-
-@pytest.mark.parametrize("which", ["model", "recipe", "eval"])
-def test_a_grid_of_two_jobs_of_one_name_is_refused(which: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    values = {"model": "{}/net.py:f", "recipe": "{}/r.py:f", "eval": "{}/test.tar"}
-    jobs = [Job(**{"model": "zoo:resnet-digits", which: values[which].format(folder)}) for folder in "xy"]  # type: ignore[arg-type]
-    (grid := tmp_path / "grid.py").write_text(f"from dreamquant.job import Job\n\ndef grid():\n    return {jobs}\n")
-    said = failing(["bench", str(grid), "--out", str(tmp_path / "results")], capsys)
-    assert f"{which} '{values[which].format('x')}' and '{values[which].format('y')}'" in said
-    assert not (tmp_path / "results").exists()
-    grid.write_text(f"from dreamquant.job import Job\n\ndef grid():\n    return {[jobs[0]] * 2}\n")
-    assert list(named(jobs_of(str(grid)))) == [file_name(jobs[0])], "the same job twice is one"
-
-
-# --- mistakes
-
-
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        (["quantize", "zoo:nothing"], "nothing"),
-        (["quantize", "zoo:resnet-digits", "--recipe", "syng"], "did you mean synq"),
-        (["quantize", "zoo:resnet-digits", "--recipe", "nonsense_on:rtn"], "unknown recipe modifier"),
-        (["quantize", "zoo:resnet-digits", "--recipe", "absent.py:mine"], "no file absent.py"),
-        (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--bits", "four"], "four"),
-        (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--bits", "w9a4"], "weights take 2 to 8 bits"),
-        (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--ends", "0"], "ends of 0 bits"),
-        (["quantize", "zoo:resnet-digit", "--recipe", "rtn"], "did you mean resnet-digits"),
-        (["quantize", "net.py:make", "--shape", "3,8,8"], "no file net.py"),
-        (["quantize", "zoo:resnet-digits", "--weights", "absent.safetensors"], "no file absent.safetensors"),
-        (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--shape", "3,8,8"], "give --shape C,H,W"),
-        (["quantize", "zoo:resnet-digits", "--effort", "slow"], "slow"),
-        (["quantize", "zoo:resnet-digits", "--seed", "x"], "--seed"),
-        (["quantize", "zoo:resnet-digits", "--nonsense"], "--nonsense"),
-        (["quantize", "zoo:resnet-digits", "--shape", "3,32"], "--shape '3,32'"),
-        (["quantize", "zoo:resnet-digits", "--mean", "a"], "--mean 'a'"),
-        (["quantize", "zoo:resnet-digits", "--device", "tpu"], "choose auto, cpu, cuda"),
-        (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--eval", "absent.npz"], "absent.npz"),
-        (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--set", "synthesis"], "part.field=value"),
-        (["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--set", "synthesis.nothing=1"], "nothing"),
-        (["quantize"], "MODEL"),
-        (["evaluate", "zoo:resnet-digits"], "--eval"),
-        (["evaluate", "absent", "--eval", "absent.npz"], "no folder absent"),
-        (["export", "absent"], "is not the folder of a result"),
-        (["report", "absent"], "is not the folder of a result"),
-        (["recipes", "absent"], "absent"),
-        (["bench", "absent.py", "--out", "results"], "absent.py"),
-        (["nonsense"], "nonsense"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-)
-def test_mistakes_are_told_in_a_line(
-    argv: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert expected in failing(argv, capsys)
-    assert not list(tmp_path.iterdir())  # nothing was begun
-
-
-def test_data_of_other_classes_is_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, out = tmp_path / "eleven.npz", tmp_path / "out"
-    np.savez(data, x=np.zeros((11, 8, 8, 1), np.uint8), y=np.arange(11))
-    assert "class 10; the network knows 0 to 9" in failing([*RTN, "--eval", str(data), "--out", str(out)], capsys)
-    assert not out.exists()
-
-
-def small_net(folder: Path, layers: str) -> Path:
-    """A file whose function `make` returns these layers, one after the other."""
-    file = folder / "net.py"
-    file.write_text(f"import torch.nn as nn\n\ndef make():\n    return nn.Sequential({layers})\n")
-    return file
-
-
-def test_a_network_that_takes_no_images_is_not_evaluated(tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, out = (
-        small_net(tmp_path, "nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)"),
-        tmp_path / "out",
-    )
-    facts = ["--shape", "4,8,8", "--mean", "0.5,0.5,0.5,0.5", "--std", "0.2,0.2,0.2,0.2"]
-    argv = ["quantize", f"{file}:make", *facts, "--recipe", "rtn", "--out", str(out)]
-    assert "takes 4 channels and images have 1 or 3: it can be quantized without --eval" in failing([*argv, "--eval", str(digits)], capsys)
-    assert not out.exists()
-    assert main(argv) == 0
-
-
 def test_the_command_alone_helps_and_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("dreamquant ")
     main([])
     said = capsys.readouterr()
     assert "quantize" in said.out + said.err and "error" not in said.out + said.err
-
-
-def test_what_could_not_be_saved_is_told_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, out = (
-        small_net(tmp_path, "nn.Conv2d(1, 4, 3), nn.SELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)"),
-        tmp_path / "out",
-    )
-    facts = ["--shape", "1,8,8", "--mean", "0.5", "--std", "0.25"]
-    assert "no form for _1 (SELU)" in failing(["quantize", f"{file}:make", *facts, "--recipe", "rtn", "--out", str(out)], capsys)
-    assert not out.exists()
-
-
-def test_folders_that_are_not_ours_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "thesis.tex").write_text("mine")
-    assert "did not write" in failing([*RTN, "--out", str(tmp_path)], capsys)
-    assert "is a file" in failing([*RTN, "--out", str(tmp_path / "thesis.tex")], capsys)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_what_a_kill_leaves_is_taken_away(digits: Path, tmp_path: Path) -> None:
@@ -461,50 +285,6 @@ def test_one_folder_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[st
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free again
 
 
-def test_full_disk_nan_and_interruption(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def raising(error: BaseException) -> None:
-        def stop(*_: object) -> None:
-            raise error
-
-        monkeypatch.setattr(job, "_quantize", stop)
-
-    argv = [*RTN, "--out", str(tmp_path / "out")]
-    for full in (OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")):
-        raising(full)
-        assert "no space left" in failing(argv, capsys)
-    error = FloatingPointError("loss term KL is not finite in pixels.3")
-    error.add_note("step 2 of rtn: FineTune")
-    raising(error)
-    said = failing(argv, capsys)
-    assert "loss term KL" in said and "step 2 of rtn" in said
-    raising(KeyboardInterrupt())
-    assert main(argv) == 130
-    assert "the same command resumes" in capsys.readouterr().err
-    monkeypatch.undo()
-    assert main(argv) == 0  # what stopped before does not stand in the way
-
-
-@pytest.mark.parametrize("number", [errno.EROFS, errno.ELOOP, errno.EIO, errno.ESTALE, errno.EMFILE])
-def test_what_the_system_refuses_is_told_with_its_file(number: int) -> None:
-    (line,) = told(OSError(number, os.strerror(number), "results/x.json")) or [""]
-    assert line == f"error: results/x.json: {os.strerror(number).lower()}"
-    (line,) = told(OSError(errno.EDQUOT, "Disk quota exceeded", "results/x.json")) or [""]
-    assert "no space left on the disk for results/x.json" in line
-    assert told(FileNotFoundError("no weights")) == ["error: no weights"]
-
-
-def test_folders_that_cannot_be_made_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "dangling").symlink_to(tmp_path / "absent")
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for name in ("dangling", "loop", "x" * 300):
-        assert f"{tmp_path / name}: " in failing([*RTN, "--out", str(tmp_path / name)], capsys)
-
-
-def test_our_own_errors_keep_their_traceback() -> None:
-    assert told(OSError("could not get source code")) is None
-    assert told(KeyError("x")) is None and told(RuntimeError("x")) is None
-
-
 def test_recipes_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("import dreamquant.recipes as r\n\ndef plain(bits='w4a4'):\n    return r.rtn(bits)\n\ndef wrong():\n    return 3\n")
@@ -520,21 +300,6 @@ def test_recipes_from_a_file(tmp_path: Path) -> None:
         choose.chosen(f"{file}:plain", "w4a4", "fast", None)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("def bad(bits):\n    return {}['x']", r"r\.py:bad raised KeyError: 'x'"),
-        ("def bad(bits, strength):\n    return 1", r"r\.py:bad raised TypeError: bad\(\) missing 1 required .* 'strength'"),
-        ("def bad(bits):\n    exit(0)", r"r\.py:bad raised SystemExit: 0; keep what ends the program under"),
-        ("exit(0)", r"r\.py failed when it was loaded: SystemExit: 0; keep what ends the program under"),
-    ],
-)
-def test_a_function_that_fails_is_told_with_its_file(text: str, message: str, tmp_path: Path) -> None:
-    (file := tmp_path / "r.py").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        choose.chosen(f"{file}:bad", "w4a4", "fast", None)
-
-
 def test_a_recipe_may_import_files_beside_its_own(tmp_path: Path) -> None:
     (tmp_path / "parts_of_mine.py").write_text("from dreamquant.recipes import rtn\n")
     (file := tmp_path / "mine.py").write_text("def mine(bits):\n    from parts_of_mine import rtn\n    return rtn(bits)\n")
@@ -543,19 +308,6 @@ def test_a_recipe_may_import_files_beside_its_own(tmp_path: Path) -> None:
     (tmp_path / "this.py").write_text("d = None\n")  # called like a module of Python's that nobody imports
     file.write_text("import this\nfrom dreamquant.recipes import rtn\n\ndef mine(bits):\n    return rtn(bits) if this.d else None\n")
     assert choose.chosen(f"{file}:mine", "w4a4", "fast", None).name == "rtn", "a file called like a library hides nothing"
-
-
-def test_a_job_that_fails_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (bad := tmp_path / "r.py").write_text("def bad(bits):\n    raise RuntimeError('out of ideas')\n")
-    (grid := tmp_path / "grid.py").write_text(
-        f"from dreamquant.job import Job\n\ndef grid():\n    return [Job('zoo:resnet-digits', name) for name in ('{bad}:bad', 'rtn')]\n"
-    )
-    assert main(["bench", str(grid), "--out", str(tmp_path / "results")]) == 2
-    said = capsys.readouterr().err
-    assert "r.py:bad raised RuntimeError: out of ideas" in said and "1 of 2 jobs failed" in said
-    assert [file.name for file in (tmp_path / "results").glob("*.json")] == ["zoo_resnet-digits-rtn-w4a4-fast-seed0.json"]
-    grid.write_text("def grid():\n    yield {}['x']\n")
-    assert "grid.py raised KeyError: 'x'" in failing(["bench", str(grid), "--out", str(tmp_path / "results")], capsys)
 
 
 def test_modifiers_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -567,16 +319,6 @@ def test_modifiers_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
         choose.chosen("loudr:rtn", "w4a4", "fast", None)
     with pytest.raises(ValueError, match="unknown recipe 'rtnn'"):
         choose.chosen("louder:rtnn", "w4a4", "fast", None)
-
-
-def test_data_of_one_name_or_of_none_is_refused(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copy(digits, tmp_path)
-    both = (str(digits), str(tmp_path / digits.name))
-    with pytest.raises(ValueError, match="two are the same"):
-        quantize_job(Job("zoo:resnet-digits", "rtn", also=both), tmp_path / "out")
-    assert "--eval is empty" in failing([*RTN, "--eval", "", "--out", str(tmp_path / "out")], capsys)
-    assert "--eval is empty" in failing(["evaluate", "zoo:resnet-digits", "--eval", ""], capsys)
-    assert not (tmp_path / "out").exists()
 
 
 def test_bits_are_the_same_in_capitals() -> None:
@@ -628,12 +370,6 @@ def test_help_names_every_command() -> None:
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys; from dreamquant.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, stdout=subprocess.DEVNULL, check=True)
-
-
-def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
-    answer = run(["quantize", "zoo:resnet-digits", "--recipe", "nothing"], cwd=tmp_path)
-    assert answer.returncode == 2
-    assert answer.stderr.startswith("error: unknown recipe 'nothing'") and answer.stdout == ""
 
 
 def test_further_data_is_measured_without_quantizing_again(tmp_path: Path, digits: Path) -> None:
