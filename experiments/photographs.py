@@ -2,8 +2,8 @@
 
 The blocks of `dream` learn from real images, of the very data that the result is measured on: the difference is what better
 dreams could still win. (`genie`, in `fast`, has the same blocks.) The grid is of our `fast` setting on third-party resnet20 at W3A3.
-`trained` learns as a whole, from ten thousand images like those that the network was trained on: what it keeps is more than
-can be asked of any method without data.
+`trained` learns as a whole, from ten thousand of the images that the network was trained on: a measure of what data and an
+hour give at these bits, and no proof that nothing gives more.
 """
 
 from __future__ import annotations

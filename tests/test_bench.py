@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from commands import CONTRACT, failing
 from dreamquant.cli import bench, main
 from dreamquant.cli.bench import file_name, jobs_of, named
 from dreamquant.folder import InUse, write_json
 from dreamquant.job import Job
 from dreamquant.progress import Lines
-from test_cli import CONTRACT, failing
 
 
 def test_bench_writes_one_file_a_job_and_skips_it(tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,21 +19,12 @@ import numpy as np
 import pytest
 import torch
 
+from commands import CONTRACT, ROOT, RTN, failing, run
 from dreamquant import choose, job
 from dreamquant.cli import main
 from dreamquant.cli.bench import file_name
 from dreamquant.folder import claimed, write_json
 from dreamquant.job import Job, quantize_job
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-CONTRACT = {
-    "model", "recipe", "bits", "effort", "seed", "device", "seconds", "size_bytes", "fp", "quantized", "agreement", "kept", "provenance",
-}  # fmt: skip
-
-
-RTN = ["quantize", "zoo:resnet-digits", "--recipe", "rtn", "--bits", "w4a4", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +33,6 @@ def made(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     folder = tmp_path_factory.mktemp("job") / "out"
     assert main([*RTN, "--eval", str(digits), "--out", str(folder)]) == 0
     return folder
-
-
-def failing(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The message of a command that must end with status 2 and without a traceback."""
-    capsys.readouterr()
-    assert main(argv) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and "Traceback" not in said
-    assert len(said.strip().splitlines()) <= 2, said
-    return said
-
-
-def run(argv: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    return subprocess.run([sys.executable, "-m", "dreamquant.cli", *argv], capture_output=True, text=True, env=environment, **settings)
 
 
 # --- a job from end to end

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from commands import failing
 from dreamquant import Images, recipes
 from dreamquant.cli import main
 from dreamquant.generated import trained
@@ -19,7 +20,6 @@ from dreamquant.losses.algebra import Sum
 from dreamquant.losses.image import ClassTarget
 from dreamquant.reading import parts, read
 from dreamquant.recipe import dreams
-from test_cli import failing
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [

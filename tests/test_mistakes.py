@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
+from commands import RTN, failing, run
 from dreamquant import choose, job
 from dreamquant.cli import main, told
 from dreamquant.job import Job, quantize_job
-from test_cli import RTN, failing, run
 
 
 @pytest.mark.parametrize(

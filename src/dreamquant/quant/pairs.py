@@ -12,6 +12,7 @@ from torch import fx
 from dreamquant import graph
 from dreamquant.images import Images
 from dreamquant.model import Model
+from dreamquant.moments import channel_axis
 from dreamquant.quant.scheme import Int, Scheme
 from dreamquant.run import Run
 
@@ -46,7 +47,8 @@ def _channels_stay(net: fx.GraphModule, low: fx.Node, path: Sequence[fx.Node], h
     on the one, it must pass on the other times the number. Padding passes on neither.
     """
     shape = low.meta["shape"]
-    where = 1 if graph.kind(net, low) == "conv" else len(shape) - 1
+    writes, reads = (channel_axis(net.get_submodule(str(node.target))) for node in (low, high))
+    where = writes % len(shape)
     numbers = 1 + torch.rand(shape[where], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wide = [-1 if axis == where else 1 for axis in range(len(shape))]
     values: list[Any] = [numbers.view(wide).expand(shape), torch.ones(shape, dtype=torch.float64)]
@@ -66,7 +68,7 @@ def _channels_stay(net: fx.GraphModule, low: fx.Node, path: Sequence[fx.Node], h
                 return False
             piece = graph.cut_out(net, (node.all_input_nodes[0].name,), node.name)
             values = [piece(value) for value in values]
-    return lie_on(1 if graph.kind(net, high) == "conv" else -1)
+    return lie_on(reads)
 
 
 @dataclass(frozen=True)
